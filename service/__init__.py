@@ -1,0 +1,1 @@
+"""The job service: accepts student-shape requests, queues distillation, serves progress and students over HTTP."""
