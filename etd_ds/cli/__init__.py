@@ -1,0 +1,38 @@
+"""`etd-ds`: extraction, distillation and measurements from the shell. Each subcommand is a module of this room."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from etd_ds import __version__
+from etd_ds.contract import errors
+
+# name -> what it does. The module of that name has `configure(parser)` and `run(args) -> exit code`,
+# and is imported only when its command is used, so that `etd-ds --help` does not wait for torch.
+COMMANDS: dict[str, str] = {}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the console script; bad input ends in one line on stderr and exit code 2."""
+    arguments = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="etd-ds", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"etd-ds {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, description=summary)
+        if arguments[:1] == [name]:
+            module = importlib.import_module(f"etd_ds.cli.{name}")
+            module.configure(sub)
+            sub.set_defaults(run=module.run)
+    args = parser.parse_args(arguments)
+    try:
+        code: int = args.run(args)
+    except errors.EtdError as error:
+        print(f"etd-ds: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("etd-ds: interrupted", file=sys.stderr)
+        return 130
+    return code
