@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from pathlib import Path
@@ -53,6 +54,11 @@ def train_env(*, cpu: bool, threads_per_rank: int = 1) -> dict[str, str]:
     if cpu:
         env |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     return env
+
+
+def default_cache() -> Path:
+    """Where teachers, tokenized corpora and scores are kept when nobody says: `$XDG_CACHE_HOME/etd-ds`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "etd-ds"
 
 
 def free_port() -> int:
