@@ -103,10 +103,16 @@ _adapter: TypeAdapter[Event] = TypeAdapter(Event)
 
 
 def append(path: Path, event: Event) -> None:
-    """Add one event. A single O_APPEND write, so lines of several writers never mix."""
+    """Add one event. A single O_APPEND write, so lines of several writers never mix.
+
+    A line that an earlier writer left torn (killed, or the disk was full) is closed first, so it costs no other.
+    """
     line = event.model_dump_json().encode() + b"\n"
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":
+            line = b"\n" + line
         if os.write(fd, line) != len(line):
             raise OSError(f"{path}: the disk took only a part of an event; is it full?")
     finally:
