@@ -1,0 +1,106 @@
+"""The extraction stage: a job spec in, the initial student and the plan of its run out [ETD §3.1, §3.2]."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from etd_ds import flops
+from etd_ds.bert import checkpoint
+from etd_ds.contract import errors, events, rundir, shape, spec
+from etd_ds.extract import apply
+from etd_ds.extract import plan as plans
+from etd_ds.stages import card, progress
+
+
+def check(job: spec.JobSpec, cache: Path) -> tuple[shape.EncoderShape, shape.EncoderShape]:
+    """(teacher, student) shapes; every error of a bad request, without reading weights. Raises `EtdError`."""
+    teacher = checkpoint.shape_of(job.teacher, cache)
+    return teacher, shape.student(job, teacher)
+
+
+def extract(run: rundir.RunDir, *, cache: Path, report: progress.Report | None = None) -> rundir.Plan:
+    """Fill `run.init`, then `run.plan`, from `run.job`. Done already if the plan is there. Raises `EtdError`."""
+    if run.plan.exists():
+        events.append(run.events, events.Stage(stage="extract", state="skipped"))
+        return run.read_plan()
+    job = run.read_job()
+    check(job, cache)
+    events.append(run.events, events.Stage(stage="extract", state="start"))
+    made = cut(job, run.init, cache=cache, report=report)
+    rundir.publish_json(run.plan, made)
+    events.append(run.events, events.Stage(stage="extract", state="done", detail=f"{made.seconds:.1f} s"))
+    return made
+
+
+def cut(job: spec.JobSpec, folder: Path, *, cache: Path, report: progress.Report | None = None) -> rundir.Plan:
+    """Write the initial student of a spec into `folder`, whole or not at all, and say what was decided."""
+    started = time.monotonic()
+    teacher = checkpoint.resolve(job.teacher, cache)
+    student = shape.student(job, teacher.shape)
+    weights = checkpoint.read_weights(teacher.folder)
+    match job.mode:
+        case "none":
+            state = _random(job, student, weights, teacher)
+            kept: dict[str, Any] = {"hidden": [], "layers": [], "note": "random initialisation: nothing was extracted"}
+            teacher_layers: tuple[int, ...] = ()
+        case "rand" | "impt":
+            if job.mode == "impt":
+                raise errors.EtdError(
+                    "mode: importance scores come with a later change; use 'rand' or 'none'", field="mode"
+                )
+            chosen = plans.drawn(job, teacher.shape, student)
+            state = apply.student(weights.state, chosen, weights.parts)
+            kept = chosen.manifest()
+            teacher_layers = tuple(layer.teacher_layer for layer in chosen.layers)
+    made = rundir.Plan(
+        teacher=teacher.shape,
+        student=student,
+        teacher_sha256=teacher.sha256,
+        corpus_sha256=None,
+        teacher_layers=teacher_layers,
+        teacher_parameters=flops.count(weights.state),
+        student_parameters=flops.count(state),
+        compression=round(flops.count(weights.state) / flops.count(state), 4),
+        seconds=round(time.monotonic() - started, 3),
+        scores_cached=None,
+    )
+    manifest = kept | _provenance(job, teacher, weights)
+    with rundir.publishing(folder) as aside:
+        checkpoint.write(
+            aside,
+            teacher=teacher.folder,
+            student=student,
+            weights=checkpoint.Weights(state, weights.parts, ()),
+            manifest=manifest,
+            card=card.text(job, made, teacher.reference),
+        )
+    return made.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
+
+
+def _random(
+    job: spec.JobSpec, student: shape.EncoderShape, weights: checkpoint.Weights, teacher: checkpoint.Teacher
+) -> dict[str, torch.Tensor]:
+    std = checkpoint.read_config(teacher.folder).get("initializer_range", 0.02)
+    return apply.random(student, weights.parts, std=std, generator=torch.Generator().manual_seed(job.seed))
+
+
+def _provenance(job: spec.JobSpec, teacher: checkpoint.Teacher, weights: checkpoint.Weights) -> dict[str, Any]:
+    """What the manifest says beside the kept indices: from what, by which rule, under which hashes."""
+    return {
+        "mode": job.mode,
+        "seed": job.seed,
+        "layer_selection": job.layer_selection,
+        "reverse": list(job.reverse),
+        "hidden_consistency": job.hidden_consistency,
+        "teacher": {
+            "reference": teacher.reference,
+            "shape": teacher.shape.model_dump(),
+            "sha256": teacher.sha256,
+            "parts_left_out": list(weights.ignored),
+        },
+        "scores": None,
+    }
