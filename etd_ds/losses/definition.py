@@ -1,4 +1,4 @@
-"""The losses as the paper writes them: padded tensors, n × n matrices, autograd. Slow; the fast forms are held to these."""
+"""The losses as the papers write them: padded tensors, n × n matrices, autograd. The fast forms are held to these."""
 
 from __future__ import annotations
 
@@ -46,4 +46,5 @@ def relation_kl(q_s_BSND: Tensor, k_s_BSND: Tensor, q_t_BSNE: Tensor, k_t_BSNE: 
 
 def _scores(q_BSND: Tensor, k_BSND: Tensor) -> Tensor:
     q_BNSD, k_BNSD = q_BSND.transpose(1, 2), k_BSND.transpose(1, 2)
-    return q_BNSD @ k_BNSD.mT / q_BSND.shape[-1] ** 0.5
+    scores_BNSS: Tensor = q_BNSD @ k_BNSD.mT / q_BSND.shape[-1] ** 0.5
+    return scores_BNSS

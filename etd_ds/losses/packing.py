@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 
-class Run(NamedTuple):
+@dataclass(frozen=True)
+class Run:
     """Neighbouring segments of equal lengths, so that one batched operation serves them all."""
 
     start: int

@@ -18,7 +18,7 @@ def relation_kl_sum(q_s_TND: Tensor, k_s_TND: Tensor, q_t_TNE: Tensor, k_t_TNE: 
 
     The gradient p_s − p_t is formed in fp32 in the forward pass, before anything is rounded to a lower precision.
     """
-    total: Tensor = _RelationKL.apply(q_s_TND, k_s_TND, q_t_TNE, k_t_TNE, segments)
+    total: Tensor = _RelationKL.apply(q_s_TND, k_s_TND, q_t_TNE, k_t_TNE, segments)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -52,8 +52,8 @@ def _run(run: Run, q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, dq: Tenso
         part = slice(i, i + step)
         loss, dq_XSD[part], dk_XSD[part] = _block(*(x[part].to(dq.dtype) for x in (q_s, k_s, q_t, k_t)))
         total += loss
-    run.heads(dq).copy_(dq_XSD.unflatten(0, (run.count, -1)))
-    run.heads(dk)[:, :, : run.keys].copy_(dk_XSD.unflatten(0, (run.count, -1)))
+    run.heads(dq).copy_(dq_XSD.view(run.count, -1, *dq_XSD.shape[1:]))
+    run.heads(dk)[:, :, : run.keys].copy_(dk_XSD.view(run.count, -1, *dk_XSD.shape[1:]))
     return total
 
 

@@ -21,7 +21,7 @@ def score_mse_sum(q_s_TND: Tensor, k_s_TND: Tensor, q_t_TNE: Tensor, k_t_TNE: Te
     With a_q = [q_s/√D, q_t/√E] and a_k = [k_s, −k_t] the difference is a_q a_kᵀ, so the sum is
     ⟨a_qᵀa_q, a_kᵀa_k⟩: matrices of size (D+E)², never n × n. The gradient is formed in the forward pass.
     """
-    total: Tensor = _ScoreMSE.apply(q_s_TND, k_s_TND, q_t_TNE, k_t_TNE, segments)
+    total: Tensor = _ScoreMSE.apply(q_s_TND, k_s_TND, q_t_TNE, k_t_TNE, segments)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -60,7 +60,8 @@ def _gram(q_s: Tensor, q_t: Tensor, dq: Tensor, k_s: Tensor, k_t: Tensor, dk: Te
     gram_q, gram_k = a_q.mT @ a_q, a_k.mT @ a_k
     dq.copy_((a_q @ gram_k[..., :D]).mul_(2 * D**-0.5))
     dk.copy_((a_k @ gram_q[..., :D]).mul_(2))
-    return (gram_q * gram_k).sum()
+    total: Tensor = (gram_q * gram_k).sum()
+    return total
 
 
 def _tile(q_s: Tensor, q_t: Tensor, dq: Tensor, k_s: Tensor, k_t: Tensor, dk: Tensor) -> Tensor:
@@ -70,4 +71,5 @@ def _tile(q_s: Tensor, q_t: Tensor, dq: Tensor, k_s: Tensor, k_t: Tensor, dk: Te
     difference_BNSS = q_s @ k_s.mT - (q_t.to(dtype) * E**-0.5) @ k_t.to(dtype).mT
     dq.copy_((difference_BNSS @ k_s).mul_(2 * D**-0.5))
     dk.copy_((difference_BNSS.mT @ q_s).mul_(2))
-    return difference_BNSS.square().sum(-1).double().sum()
+    total: Tensor = difference_BNSS.square().sum(-1).double().sum()
+    return total

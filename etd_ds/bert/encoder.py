@@ -1,0 +1,131 @@
+"""A lean forward pass over the modules of a stock `BertModel`: packed tokens, and only the activations asked for.
+
+The modules are called, not copied, so ZeRO-3's hooks gather their parameters, and what is trained is what is saved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.models.bert.modeling_bert import BertLayer, BertModel
+
+from etd_ds.losses import Segments, Taps, Wanted
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Sequences laid end to end without padding: ids, positions and token types, each (T,) int64."""
+
+    ids_T: Tensor
+    positions_T: Tensor
+    types_T: Tensor
+    segments: Segments
+
+    def to(self, device: torch.device) -> Packed:
+        """The same on another device."""
+        ids_T, positions_T, types_T = (
+            x.to(device, non_blocking=True) for x in (self.ids_T, self.positions_T, self.types_T)
+        )
+        return Packed(ids_T, positions_T, types_T, self.segments)
+
+
+def encode(bert: BertModel, packed: Packed, wanted: Wanted, *, dropout: float = 0.0) -> Taps:
+    """Activations of the layers in `wanted`: q, k, v as (T, N, D), hidden states as (T, H).
+
+    Nothing deeper than they is computed. `dropout` is the probability where stock BERT drops hidden states;
+    attention probabilities are never dropped.
+    """
+    taps = Taps()
+    embeddings = bert.embeddings
+    x_TH = (
+        embeddings.word_embeddings(packed.ids_T)
+        + embeddings.token_type_embeddings(packed.types_T)
+        + embeddings.position_embeddings(packed.positions_T)
+    )
+    x_TH = _drop(embeddings.LayerNorm(x_TH), dropout)
+    if 0 in wanted.hidden:
+        taps.hidden[0] = x_TH
+    attention = _Attention(packed.segments, x_TH)
+    for number, layer in enumerate(cast("list[BertLayer]", bert.encoder.layer), 1):
+        last = number > wanted.last_hidden
+        if last and number not in wanted.scores | wanted.values:
+            break
+        x_TH = _layer(layer, number, x_TH, attention, wanted, taps, last=last, dropout=dropout)
+        if last:
+            break
+        if number in wanted.hidden:
+            taps.hidden[number] = x_TH
+    return taps
+
+
+def _layer(
+    layer: BertLayer,
+    number: int,
+    x_TH: Tensor,
+    attention: _Attention,
+    wanted: Wanted,
+    taps: Taps,
+    *,
+    last: bool,
+    dropout: float,
+) -> Tensor:
+    """One encoder layer; of the `last` one only the projections that are wanted."""
+    projections = layer.attention.self
+    size = projections.attention_head_size
+
+    def project(linear: torch.nn.Linear) -> Tensor:
+        y_TND: Tensor = linear(x_TH).view(len(x_TH), -1, size)
+        return y_TND
+
+    if not last or number in wanted.scores:
+        q_TND, k_TND = project(projections.query), project(projections.key)
+    if not last or number in wanted.values:
+        v_TND = project(projections.value)
+    if number in wanted.scores:
+        taps.query[number], taps.key[number] = q_TND, k_TND
+    if number in wanted.values:
+        taps.value[number] = v_TND
+    if last:
+        return x_TH
+    context_TH = attention(q_TND, k_TND, v_TND).reshape(len(x_TH), -1)
+    output = layer.attention.output
+    x_TH = output.LayerNorm(_drop(output.dense(context_TH), dropout) + x_TH)
+    inner_TF = layer.intermediate.intermediate_act_fn(layer.intermediate.dense(x_TH))
+    y_TH: Tensor = layer.output.LayerNorm(_drop(layer.output.dense(inner_TF), dropout) + x_TH)
+    return y_TH
+
+
+def _drop(x: Tensor, probability: float) -> Tensor:
+    return F.dropout(x, probability) if probability else x
+
+
+class _Attention:
+    """Softmax attention within each segment, on (T, N, D); made once per forward pass."""
+
+    def __init__(self, segments: Segments, x: Tensor) -> None:
+        self.segments = segments
+        # flash attention over segments of any length exists for half precision only
+        self.varlen: dict[str, Any] | None = None
+        if x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and segments.keys == segments.lengths:
+            edges = torch.tensor((0, *segments.lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32)
+            edges = edges.to(x.device, non_blocking=True)
+            longest = max(segments.lengths)
+            self.varlen = {"cu_seq_q": edges, "cu_seq_k": edges, "max_q": longest, "max_k": longest}
+
+    def __call__(self, q_TND: Tensor, k_TND: Tensor, v_TND: Tensor) -> Tensor:
+        if self.varlen is not None:
+            from torch.nn.attention.varlen import varlen_attn
+
+            context = varlen_attn(q_TND, k_TND, v_TND, **self.varlen)
+            assert isinstance(context, Tensor)
+            return context
+        parts = []
+        for run in self.segments.runs():
+            k, v = (run.heads(x)[:, :, : run.keys] for x in (k_TND, v_TND))
+            context_BNSD = F.scaled_dot_product_attention(run.heads(q_TND), k, v)
+            parts.append(context_BNSD.transpose(1, 2).flatten(0, 1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
