@@ -98,6 +98,8 @@ class JobSpec(BaseModel):
     """AdamW's decoupled weight decay; not applied to biases and LayerNorms."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are clipped to this global norm."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout of the student's hidden states while it trains; attention probabilities are never dropped."""
 
     # ---- how it runs
     precision: Precision = "auto"
@@ -130,6 +132,8 @@ class JobSpec(BaseModel):
             raise _refuse("reverse", "each kind at most once", list(self.reverse))
         if self.mode != "impt" and self.reverse:
             raise _refuse("reverse", "nothing, since only mode 'impt' has scores to reverse", list(self.reverse))
+        if self.tinybert_compat and self.objective == "minilm":
+            raise _refuse("tinybert_compat", "false for objective 'minilm', which has no such variant", True)
         if self.batch_size % self.world_size:
             wanted = f"a multiple of the {self.world_size} ranks (gpus × nodes)"
             raise _refuse("batch_size", wanted, self.batch_size)
