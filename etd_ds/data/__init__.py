@@ -6,6 +6,24 @@ from collections.abc import Iterator
 
 from etd_ds.contract import errors
 from etd_ds.data import reading, sources, splitting
+from etd_ds.data.batch import Batch, Padded, Row
+from etd_ds.data.corpus import Corpus, Rows, open_corpus
+from etd_ds.data.preparation import prepare
+from etd_ds.data.stream import Stream, Totals
+
+__all__ = [
+    "Batch",
+    "Corpus",
+    "Padded",
+    "Row",
+    "Rows",
+    "Stream",
+    "Totals",
+    "documents",
+    "open_corpus",
+    "prepare",
+    "sentences",
+]
 
 
 def documents(reference: str) -> Iterator[str]:

@@ -1,0 +1,118 @@
+"""Token shards into the rows of both splits, written as they come; constant memory."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from etd_ds.data import corpus, packing, pairing, shards
+
+_FLUSH = 4096  # rows
+
+Place = tuple[int, int, int, int, int]
+"""(shard, a, a_len, b, b_len), as in `corpus.SEGMENT`."""
+
+
+class Laying:
+    """The shards of one folder, and the rule by which their documents become rows."""
+
+    def __init__(self, folder: Path, made: Sequence[shards.Shard], weights: Sequence[float], options: corpus.Options):
+        self._folder = folder
+        self._made = made
+        self._weights = weights
+        self._options = options
+        self.tokens = [self._load(index, "tokens") for index in range(len(made))]
+        self.documents = [self._load(index, "documents") for index in range(len(made))]
+
+    def train(self, held: np.ndarray) -> corpus.Split:
+        """Write the rows of all documents that are not held out, as often as their source's weight says."""
+        passes = range(math.ceil(max(self._weights)))
+        places = itertools.chain.from_iterable(self._pass(number, held) for number in passes)
+        return self._write("train", packing.pack(places, self._options.seq_length))
+
+    def validation(self, held: np.ndarray, limit: int) -> corpus.Split:
+        """Write at most `limit` rows of the held-out documents, each once."""
+        places = itertools.chain.from_iterable(
+            self._places(shard, np.isin(documents["hash"], held), "validation")
+            for shard, documents in enumerate(self.documents)
+        )
+        rows = packing.pack(places, self._options.seq_length)
+        return self._write("validation", itertools.islice(rows, limit))
+
+    def _load(self, index: int, kind: str) -> np.ndarray:
+        array: np.ndarray = np.load(self._folder / shards.name(index, kind), mmap_mode="r", allow_pickle=False)
+        return array
+
+    def _pass(self, number: int, held: np.ndarray) -> Iterator[tuple[Place, int]]:
+        for shard, (made, documents) in enumerate(zip(self._made, self.documents, strict=True)):
+            share = min(1.0, self._weights[made.source] - number)
+            if share > 0:
+                wanted = ~np.isin(documents["hash"], held)
+                if share < 1:
+                    # The upper bits say who is held out; the lower ones, who is in a part of the source.
+                    wanted &= (documents["hash"] & np.uint64(0xFFFFFFFF)) < np.uint64(share * 2**32)
+                yield from self._places(shard, wanted, f"train {number}")
+
+    def _places(self, shard: int, wanted: np.ndarray, draw: str) -> Iterator[tuple[Place, int]]:
+        lengths = self.documents[shard]["tokens"].astype(np.int64)
+        ends = np.cumsum(lengths)
+        if self._options.layout == "packed":
+            room = self._options.seq_length - 2
+            for start, length in zip((ends - lengths)[wanted].tolist(), lengths[wanted].tolist(), strict=True):
+                for offset, size in packing.spans(length, room):
+                    yield (shard, start + offset, size, 0, 0), size + 2
+        else:
+            yield from self._pairs(shard, wanted, draw)
+
+    def _pairs(self, shard: int, wanted: np.ndarray, draw: str) -> Iterator[tuple[Place, int]]:
+        # Pairs are drawn among the wanted documents alone, so that none reaches across the split.
+        sentences = self._load(shard, "sentences").tolist()
+        documents: list[pairing.Document] = []
+        first = start = 0
+        for record, keep in zip(self.documents[shard].tolist(), wanted.tolist(), strict=True):
+            _, count, length = record
+            if keep:
+                documents.append((start, sentences[first : first + count]))
+            first, start = first + count, start + length
+        generator = random.Random(f"{self._options.seed} {shard} {draw}")
+        for place in pairing.pairs(documents, self._options.seq_length - 3, generator):
+            yield (shard, *place), place.a_len + place.b_len + (3 if place.b_len else 2)
+
+    def _write(self, split: str, rows: Iterable[list[Place]]) -> corpus.Split:
+        segments = tokens = count = 0
+        iterator = iter(rows)
+        with (
+            (self._folder / f"{split}.segments").open("wb") as segment_file,
+            (self._folder / f"{split}.rows").open("wb") as row_file,
+        ):
+            while block := list(itertools.islice(iterator, _FLUSH)):
+                written, size = self._flush(block, segments, segment_file, row_file)
+                segments, tokens, count = segments + written, tokens + size, count + len(block)
+        return corpus.Split(rows=count, segments=segments, tokens=tokens)
+
+    def _flush(
+        self, block: list[list[Place]], first: int, segment_file: BinaryIO, row_file: BinaryIO
+    ) -> tuple[int, int]:
+        places = [place for row in block for place in row]
+        records = np.array([(*place, self._crc(place)) for place in places], corpus.SEGMENT)
+        segment_file.write(records.tobytes())
+        b_len = records["b_len"].astype(np.int64)
+        sizes = records["a_len"] + b_len + np.where(b_len > 0, 3, 2)
+        counts = np.array([len(row) for row in block])
+        firsts = np.cumsum(counts) - counts
+        rows = np.empty(len(block), corpus.ROW)
+        rows["first"], rows["segments"] = first + firsts, counts
+        rows["tokens"], rows["pairs"] = np.add.reduceat(sizes, firsts), np.add.reduceat(sizes * sizes, firsts)
+        row_file.write(rows.tobytes())
+        return len(places), int(sizes.sum())
+
+    def _crc(self, place: Place) -> int:
+        shard, a, a_len, b, b_len = place
+        tokens = self.tokens[shard]
+        return shards.checksum(tokens[a : a + a_len], tokens[b : b + b_len])
