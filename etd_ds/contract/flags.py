@@ -30,14 +30,19 @@ def add(parser: argparse.ArgumentParser, *, leave_out: Collection[str] = ()) -> 
 
 def read(args: argparse.Namespace, **fixed: Any) -> spec.JobSpec:
     """The checked spec from parsed flags. Raises `EtdError` that names the flag, what was wanted and what came."""
-    given = {name: value for name, value in vars(args).items() if name in spec.JobSpec.model_fields}
-    for name, value in given.items():
+    return parse({**given(args), **fixed})
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields that the command line names, not yet checked."""
+    found = {name: value for name, value in vars(args).items() if name in spec.JobSpec.model_fields}
+    for name, value in found.items():
         # `--layer-selection top` is a rule, `--layer-selection 2 4 6` a list
         if name == "layer_selection" and len(value) == 1 and not value[0].isdigit():
-            given[name] = value[0]
+            found[name] = value[0]
         elif value == "none" and name != "mode":
-            given[name] = None
-    return parse({**given, **fixed})
+            found[name] = None
+    return found
 
 
 def parse(given: dict[str, Any]) -> spec.JobSpec:

@@ -59,8 +59,13 @@ class RunDir:
         return self.root / "log.txt"
 
     @property
+    def attempt(self) -> Path:
+        """Who trains here now: token, host and pid of the newest attempt's first rank. An older one may not write."""
+        return self.root / "attempt.json"
+
+    @property
     def checkpoints(self) -> Path:
-        """Engine state, one folder a step; `checkpoints/latest.json` names the newest whole one."""
+        """Training state, one folder a step; `checkpoints/latest.json` names the newest."""
         return self.root / "checkpoints"
 
     @property

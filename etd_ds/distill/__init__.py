@@ -1,0 +1,1 @@
+"""The distillation step and the loop around it."""

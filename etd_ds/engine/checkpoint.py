@@ -1,0 +1,109 @@
+"""Checkpoints: one folder a step, published by one rename, with a digest of every file; the newest whole one counts."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors.torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from etd_ds.contract import rundir
+
+STATE, PROGRESS, DIGESTS = "state.safetensors", "progress.json", "digests.json"
+LATEST = "latest.json"
+_NAME = re.compile(r"step-(\d{8})")
+
+
+class Progress(BaseModel):
+    """How far a run has come: everything but the tensors that the next attempt needs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int = 0
+    """Optimizer steps done. It is also the position in the data and the seed of dropout."""
+    tokens: int = 0
+    seconds: float = 0.0
+    """Wall time of training, all attempts together."""
+    first_loss: float | None = None
+    validation_before: dict[str, float] | None = None
+    validation_after: dict[str, float] | None = None
+    scalars: dict[str, float] = {}
+    """Adam's step count, and fp16's loss scale."""
+
+
+class Found(NamedTuple):
+    path: Path
+    progress: Progress
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The engine's whole state, in fp32 on the CPU."""
+        return safetensors.torch.load_file(self.path / STATE)
+
+
+def save(folder: Path, progress: Progress, state: Mapping[str, Tensor], *, keep: int, guard: Callable[[], None]) -> str:
+    """Publish a checkpoint and forget all but the newest `keep`. `guard` may forbid it at the last moment.
+
+    Killed at any moment it leaves either the whole checkpoint or none, and those before it.
+    """
+    name = f"step-{progress.step:08d}"
+    with rundir.publishing(folder / name) as aside:
+        safetensors.torch.save_file(dict(state), aside / STATE)
+        (aside / PROGRESS).write_text(progress.model_dump_json(indent=2) + "\n")
+        digests = {part: rundir.digest(aside / part).model_dump() for part in (STATE, PROGRESS)}
+        (aside / DIGESTS).write_text(json.dumps(digests, indent=2) + "\n")
+        guard()
+    rundir.publish_json(folder / LATEST, {"name": name})
+    for _, old in _newest_first(folder)[keep:]:
+        shutil.rmtree(old)
+    return name
+
+
+def find(folder: Path, warn: Callable[[str], None]) -> Found | None:
+    """The newest whole checkpoint, or `None`. One that is damaged is left aside with a warning."""
+    for _, path in _newest_first(folder):
+        try:
+            return Found(path, _verified(path))
+        except (OSError, ValueError) as error:
+            warn(f"checkpoint {path.name} is damaged ({error}); taking the one before")
+    return None
+
+
+def open_whole(path: Path) -> Found:
+    """A checkpoint that `find` has approved."""
+    return Found(path, Progress.model_validate_json((path / PROGRESS).read_bytes()))
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what killed attempts left half-written."""
+    for aside in folder.glob(".*.tmp"):
+        shutil.rmtree(aside, ignore_errors=True)
+    for old in folder.glob(".*.old"):
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _verified(path: Path) -> Progress:
+    digests: Mapping[str, Mapping[str, object]] = json.loads((path / DIGESTS).read_bytes())
+    for part in (STATE, PROGRESS):
+        wanted, got = rundir.FileDigest.model_validate(digests[part]), rundir.digest(path / part)
+        if wanted != got:
+            raise ValueError(f"{part} has {got.size} bytes, sha256 {got.sha256[:12]}…; wanted {wanted.size} bytes")
+    try:
+        return Progress.model_validate_json((path / PROGRESS).read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{PROGRESS}: {error}") from None
+
+
+def _newest_first(folder: Path) -> list[tuple[int, Path]]:
+    return sorted(_named(folder), reverse=True)
+
+
+def _named(folder: Path) -> Iterator[tuple[int, Path]]:
+    for path in folder.glob("step-*"):
+        if match := _NAME.fullmatch(path.name):
+            yield int(match[1]), path

@@ -1,0 +1,111 @@
+"""The processes of one run: joining, waiting for rank 0's work, agreeing, leaving. Time-outs are bounded everywhere."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from etd_ds.contract import errors
+from etd_ds.engine.config import Hardware
+
+# A peer that is silent for so long is gone: torch's own default is half an hour.
+TIMEOUT = datetime.timedelta(seconds=180)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the others."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def lead(self, name: str, work: Callable[[], Any]) -> Any:
+        """Rank 0 does `work`, however long it takes; all get its JSON-ready result, or its `EtdError`.
+
+        The others wait at the rendezvous store, not in a collective, so the time-out of collectives does not count.
+        """
+        store = dist.distributed_c10d._get_default_store()
+        if self.first:
+            try:
+                verdict = {"ok": work()}
+            except errors.EtdError as error:
+                store.set(name, json.dumps({"error": error.as_dict()}))
+                raise
+            store.set(name, json.dumps(verdict))
+            return verdict["ok"]
+        while not store.check([name]):
+            time.sleep(0.1)
+        verdict = json.loads(store.get(name))
+        if "error" in verdict:
+            raise errors.EtdError(verdict["error"]["message"])
+        return verdict["ok"]
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Elementwise sum over all ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here."""
+        self.sum(torch.zeros(1, device=self.device))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def hardware() -> Hardware:
+    """What this machine can compute in."""
+    if not torch.cuda.is_available():
+        return Hardware("cpu", bf16=True, fp16=False)
+    # half-precision arithmetic came with compute capability 5.3, but is of use from tensor cores on
+    return Hardware(
+        "cuda",
+        bf16=torch.cuda.is_bf16_supported(including_emulation=False),
+        fp16=torch.cuda.get_device_capability() >= (7, 0),
+    )
+
+
+def join() -> Ranks:
+    """Meet the other ranks. RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT say who and where."""
+    import deepspeed
+
+    # the further groups that DeepSpeed makes take this default, whatever is passed to init_distributed
+    dist.distributed_c10d.default_pg_timeout = TIMEOUT
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise errors.HardwareError(
+                f"gpus: this machine has {torch.cuda.device_count()} GPUs, rank {local_rank} has none",
+                field="gpus",
+                wanted=torch.cuda.device_count(),
+                got=local_rank + 1,
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        # an inference-only op that DeepSpeed would compile for a minute before the first collective
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, auto_mpi_discovery=False, verbose=False)
+    return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device)
+
+
+def leave() -> None:
+    """Part from the other ranks; nothing collective may follow."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,161 @@
+"""The trainer: distills the student of a run folder, on as many ranks as it is started with.
+
+    deepspeed etd_ds/train.py --deepspeed ds_configs/zero2.json --run RUN_DIR
+    deepspeed etd_ds/train.py --deepspeed ds_configs/zero2.json \\
+        --student INIT_DIR --out RUN_DIR --teacher embedded --corpus text.txt --steps 1000
+
+Started again on the same folder it continues. Exit codes: 0 the student is there, 2 the spec or the folder cannot work,
+85 stopped on request after a checkpoint; anything else is a crash.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+# ruff: noqa: E402
+
+STARTED = time.monotonic()
+if __name__ == "__main__":
+    # Run as a script, this folder comes first on the path, and there `import kernels` would find ours.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import contextlib
+import ctypes
+import signal
+import traceback
+
+from etd_ds.contract import errors, events, flags, launch, rundir
+from etd_ds.distill.stopping import Stop, Stopped
+from etd_ds.stages import folder
+from etd_ds.stages.attempt import Attempt
+
+EXIT_CRASH = 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    """One rank of the trainer, to its exit code."""
+    _environment()
+    rank, stop, attempt = int(os.environ["RANK"]), Stop(), None
+    args = _parse(argv, quiet=rank > 0)
+    run = rundir.RunDir((args.run or args.out).resolve())
+    stop.listen()
+    try:
+        if run.read_result() is not None:
+            _tell(rank, f"{run.result} is there: this run is finished")
+            return launch.EXIT_DONE
+        if rank == 0:
+            if args.out is not None:
+                folder.lay(run, student=args.student, given=flags.given(args))
+            run.read_job()
+            attempt = Attempt(run)
+        result = _train(run, args, stop, attempt)
+        if attempt is not None and result is not None:
+            attempt.say(events.End(outcome="done", step=result.steps))
+            _tell(rank, f"{run.student} is ready")
+        return launch.EXIT_DONE
+    except Stopped as stopped:
+        _tell(rank, f"{stopped}; the same command continues")
+        _end(attempt, events.End(outcome="stopped", step=stopped.step, message=str(stopped)))
+        return launch.EXIT_STOPPED
+    except errors.EtdError as error:
+        # what one rank finds, all find: one of them says it
+        if rank == 0 or isinstance(error, errors.HardwareError):
+            _tell(0, str(error))
+        _end(attempt, events.End(outcome="failed", step=stop.step, code=error.code, message=str(error)))
+        return launch.EXIT_BAD_INPUT
+    except Exception as error:
+        traceback.print_exc()
+        _end(attempt, events.End(outcome="failed", step=stop.step, code="crash", message=_summary(error)))
+        return EXIT_CRASH
+
+
+def _train(run: rundir.RunDir, args: argparse.Namespace, stop: Stop, attempt: Attempt | None) -> rundir.Result | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
+    from etd_ds.engine import ranks
+    from etd_ds.stages import distill
+
+    world_size = int(os.environ["WORLD_SIZE"])
+    if attempt is not None:
+        distill.check(run, ds_config=args.ds_config, world_size=world_size)
+    joined = ranks.join()
+    trainer = distill.Trainer(run, ds_config=args.ds_config, cache=args.cache, ranks=joined, stop=stop, attempt=attempt)
+    _tell(
+        joined.rank,
+        f"{joined.world_size} rank{'s' * (joined.world_size > 1)} on {joined.device.type}, {trainer.settings.precision}, "
+        f"ready after {time.monotonic() - STARTED:.1f} s",
+    )
+    return trainer.train()
+
+
+def _parse(argv: list[str] | None, *, quiet: bool) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="deepspeed etd_ds/train.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--deepspeed", dest="ds_config", type=Path, required=True, metavar="FILE", help="a file of ds_configs/"
+    )
+    parser.add_argument("--run", type=Path, metavar="RUN_DIR", help="an extracted run folder: job.json and init/")
+    parser.add_argument("--student", type=Path, metavar="INIT_DIR", help="without --run: the student to distill")
+    parser.add_argument("--out", type=Path, metavar="RUN_DIR", help="without --run: the run folder to make")
+    parser.add_argument(
+        "--cache", type=Path, default=launch.default_cache(), metavar="DIR", help="of teachers and tokenized corpora"
+    )
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    flags.add(parser, leave_out=folder.FROM_STUDENT)
+    with contextlib.ExitStack() as stack:
+        if quiet:
+            stack.enter_context(contextlib.redirect_stderr(stack.enter_context(Path(os.devnull).open("w"))))
+        args = parser.parse_args(argv)
+        if args.run is not None and (args.out or args.student or flags.given(args)):
+            parser.error("--run takes everything from the folder's job.json; leave out --student, --out and spec flags")
+        if args.run is None and not (args.out and args.student):
+            parser.error("wanted --run, or --student and --out")
+    return args
+
+
+def _environment() -> None:
+    """What a launcher leaves open: a rank alone when there is none, threads, and who ends us."""
+    if "RANK" not in os.environ:
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        os.environ["MASTER_PORT"] = str(launch.free_port())
+    local = os.environ.get("LOCAL_SIZE")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // int(local or os.environ["WORLD_SIZE"]))))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if local is not None and sys.platform == "linux":
+        # DeepSpeed's launcher, killed, would leave its ranks behind: let them hear of it
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _end(attempt: Attempt | None, event: events.End) -> None:
+    # the disk may be full, or a newer attempt may hold the folder: the exit code stands either way
+    with contextlib.suppress(OSError, errors.RunFolderError):
+        if attempt is not None:
+            attempt.say(event)
+
+
+def _tell(rank: int, text: str) -> None:
+    if rank == 0:
+        print(f"etd-ds: {text}", file=sys.stderr, flush=True)
+
+
+def _summary(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    # no teardown: after a crash the process group's threads may wait for peers that are gone
+    os._exit(code)
