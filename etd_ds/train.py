@@ -88,8 +88,8 @@ def _train(run: rundir.RunDir, args: argparse.Namespace, stop: Stop, attempt: At
     trainer = distill.Trainer(run, ds_config=args.ds_config, cache=args.cache, ranks=joined, stop=stop, attempt=attempt)
     _tell(
         joined.rank,
-        f"{joined.world_size} rank{'s' * (joined.world_size > 1)} on {joined.device.type}, {trainer.settings.precision}, "
-        f"ready after {time.monotonic() - STARTED:.1f} s",
+        f"training on {joined.device.type} with {joined.world_size} rank{'s' * (joined.world_size > 1)} in "
+        f"{trainer.settings.precision}; start-up took {time.monotonic() - STARTED:.1f} s",
     )
     return trainer.train()
 

@@ -157,9 +157,10 @@ class Loop:
         if not math.isfinite(loss):
             cure = "lower learning_rate" + ("" if update.loss_scale is None else ", or choose precision bf16 or fp32")
             raise errors.TrainingError(f"the loss became {loss} at {where}; {cure}", got=loss)
-        if update.loss_scale is None and not math.isfinite(update.grad_norm):
+        bad_gradient = update.grad_norm is not None and not math.isfinite(update.grad_norm)
+        if bad_gradient and update.loss_scale is None:
             raise errors.TrainingError(f"the gradient became {update.grad_norm} at {where}; lower learning_rate")
-        if update.loss_scale is not None and update.loss_scale <= 1 and not math.isfinite(update.grad_norm):
+        if bad_gradient and update.loss_scale is not None and update.loss_scale <= 1:
             raise errors.TrainingError(
                 f"fp16 gradients overflow at {where} even at loss scale 1; choose precision bf16 or fp32"
             )
@@ -173,6 +174,7 @@ class Loop:
 
     def _say_step(self, progress: Progress, rate: float, update: Update) -> None:
         terms, tokens_per_second, seconds_per_step = self._window.close()
+        norm = update.grad_norm
         self.say(
             events.Step(
                 step=progress.step,
@@ -181,7 +183,7 @@ class Loop:
                 loss=sum(terms.values()),
                 terms=terms,
                 learning_rate=rate,
-                grad_norm=update.grad_norm if math.isfinite(update.grad_norm) else None,
+                grad_norm=norm if norm is not None and math.isfinite(norm) else None,
                 loss_scale=update.loss_scale,
                 tokens=progress.tokens,
                 tokens_per_second=tokens_per_second,

@@ -26,8 +26,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class Update(NamedTuple):
     """What one optimizer step did."""
 
-    grad_norm: float
-    """Global gradient norm before clipping; not finite when the update was skipped (fp16)."""
+    grad_norm: float | None
+    """Global gradient norm before clipping; NaN when the update was skipped (fp16), none where ZeRO 0 hides it."""
     loss_scale: float | None
     """fp16 only."""
 
@@ -83,7 +83,7 @@ class Engine:
             return None
         skipped = self._fp16 and self._engine.optimizer.overflow
         norm = self._engine.get_global_grad_norm()
-        return Update(math.nan if skipped or norm is None else float(norm), before)
+        return Update(math.nan if skipped else None if norm is None else float(norm), before)
 
     def gather(self) -> dict[str, Tensor]:
         """The whole state in fp32, on the CPU of rank 0 (empty elsewhere): parameters and Adam's moments by name."""
