@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from etd_ds.contract import errors
-from etd_ds.data import reading, sources, splitting
-from etd_ds.data.batch import Batch, Padded, Row
-from etd_ds.data.corpus import Corpus, Rows, open_corpus
+from etd_ds.data.corpus import Corpus, Row, Rows, open_corpus
 from etd_ds.data.preparation import prepare
-from etd_ds.data.stream import Stream, Totals
+from etd_ds.data.raw import documents, sentences
+
+if TYPE_CHECKING:
+    from etd_ds.data.batch import Batch, Padded
+    from etd_ds.data.stream import Ahead, Stream, Totals
 
 __all__ = [
+    "Ahead",
     "Batch",
     "Corpus",
     "Padded",
@@ -25,23 +28,11 @@ __all__ = [
     "sentences",
 ]
 
-
-def documents(reference: str) -> Iterator[str]:
-    """Every document of a corpus in file order. Raises `CorpusError`."""
-    tally = reading.Tally()
-    for piece in sources.pieces(sources.locate(reference)):
-        yield from reading.documents(piece, tally)
+# Batches are torch's, which takes seconds to import; preparing a corpus, perhaps in many processes, needs none of it.
+_WITH_TORCH = {"Batch": "batch", "Padded": "batch", "Ahead": "stream", "Stream": "stream", "Totals": "stream"}
 
 
-def sentences(reference: str, count: int) -> list[str]:
-    """The first `count` sentences of a corpus in file order. Raises `CorpusError` when it holds fewer."""
-    found: list[str] = []
-    for document in documents(reference):
-        found += splitting.sentences(document)
-        if len(found) >= count:
-            return found[:count]
-    raise errors.CorpusError(
-        f"corpus: wanted {count} sentences, {reference} holds {len(found)}; ask for fewer or give more text",
-        wanted=count,
-        got=len(found),
-    )
+def __getattr__(name: str) -> Any:
+    if name in _WITH_TORCH:
+        return getattr(importlib.import_module(f"etd_ds.data.{_WITH_TORCH[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

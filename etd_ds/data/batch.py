@@ -1,4 +1,4 @@
-"""Rows of tokens and packed batches of them: no padding, attention never crosses a segment."""
+"""Packed batches of rows: no padding, attention never crosses a segment."""
 
 from __future__ import annotations
 
@@ -11,16 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Row:
-    """Up to `seq_length` tokens: segments ([CLS] a [SEP], or [CLS] a [SEP] b [SEP]) of the given lengths, in order."""
-
-    ids_T: np.ndarray
-    """int64."""
-    types_T: np.ndarray
-    """int64: 1 for b and its [SEP], else 0."""
-    lengths: tuple[int, ...]
+from etd_ds.data.corpus import Row
 
 
 class Padded(NamedTuple):

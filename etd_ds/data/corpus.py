@@ -11,11 +11,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from etd_ds.contract import errors, rundir
-from etd_ds.data import batch, shards, tokenize
+from etd_ds.data import shards, tokenize
 
 FORMAT = 1
 """Counts up when the same inputs would give other rows; part of every key."""
 Layout = Literal["packed", "pairs"]
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
 
 SEGMENT = np.dtype([("shard", "<u4"), ("a", "<u4"), ("a_len", "<u4"), ("b", "<u4"), ("b_len", "<u4"), ("crc", "<u4")])
 """A segment: tokens [a, a + a_len) of a shard, and for a pair [b, b + b_len) too; the CRC-32 of all of them."""
@@ -79,7 +81,18 @@ class Manifest(Frozen):
     validation: Split
     shards: tuple[shards.Shard, ...]
     files: dict[str, rundir.FileDigest]
-    """Digests of the index files and of the first sentences, by path within the folder."""
+    """Digests of the tokenizer and of the indices, by name."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Up to `seq_length` tokens: segments ([CLS] a [SEP], or [CLS] a [SEP] b [SEP]) of the given lengths, in order."""
+
+    ids_T: np.ndarray
+    """int64."""
+    types_T: np.ndarray
+    """int64: 1 for b and its [SEP], else 0."""
+    lengths: tuple[int, ...]
 
 
 class Rows:
@@ -104,7 +117,7 @@ class Rows:
         rows = self._rows[indices]
         return rows["tokens"].astype(np.int64), rows["pairs"].astype(np.int64)
 
-    def __getitem__(self, index: int) -> batch.Row:
+    def __getitem__(self, index: int) -> Row:
         """Row `index`. Raises `IndexError`, or `CorpusError` if its tokens changed since preparation."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
@@ -123,7 +136,7 @@ class Rows:
             lengths.append(end - at)
             at = end
         assert at == len(ids_T)
-        return batch.Row(ids_T, types_T, tuple(lengths))
+        return Row(ids_T, types_T, tuple(lengths))
 
     def _fill(self, ids_T: np.ndarray, types_T: np.ndarray, at: int, first: np.ndarray, second: np.ndarray) -> int:
         # Writes one segment from `at` on and returns its end.
@@ -153,13 +166,13 @@ class Corpus:
 
 def is_prepared(folder: Path) -> bool:
     """Whether `folder` holds a whole prepared corpus."""
-    return (folder / "manifest.json").is_file()
+    return (folder / MANIFEST).is_file()
 
 
 def read_manifest(folder: Path) -> Manifest:
     """What `folder` says it holds. Raises `CorpusError`."""
     try:
-        return Manifest.model_validate_json((folder / "manifest.json").read_bytes())
+        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except FileNotFoundError:
         raise errors.CorpusError(f"corpus: {folder} holds no prepared corpus (no manifest.json)") from None
     except ValidationError as error:
@@ -183,7 +196,7 @@ def open_corpus(folder: Path) -> Corpus:
         path = folder / shards.name(index, "tokens")
         if not path.is_file() or path.stat().st_size != shard.files[path.name].size:
             raise _changed(path)
-        tokens.append(np.load(path, mmap_mode="r", allow_pickle=False))
+        tokens.append(shards.load(folder, index, "tokens"))
     special = tokenize.Special(**manifest.special)
     train, validation = (Rows(folder, split, tokens, special) for split in ("train", "validation"))
     return Corpus(folder, manifest, train, validation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import random
@@ -27,8 +28,12 @@ class Laying:
         self._made = made
         self._weights = weights
         self._options = options
-        self.tokens = [self._load(index, "tokens") for index in range(len(made))]
-        self.documents = [self._load(index, "documents") for index in range(len(made))]
+        # Few shards are mapped at a time: rows are laid from one to the next, and mapped pages count as memory.
+        self._tokens = functools.lru_cache(maxsize=4)(lambda index: shards.load(folder, index, "tokens"))
+
+    def documents(self) -> Iterator[np.ndarray]:
+        """The records of each shard's documents, in order."""
+        return (shards.load(self._folder, index, "documents") for index in range(len(self._made)))
 
     def train(self, held: np.ndarray) -> corpus.Split:
         """Write the rows of all documents that are not held out, as often as their source's weight says."""
@@ -39,28 +44,24 @@ class Laying:
     def validation(self, held: np.ndarray, limit: int) -> corpus.Split:
         """Write at most `limit` rows of the held-out documents, each once."""
         places = itertools.chain.from_iterable(
-            self._places(shard, np.isin(documents["hash"], held), "validation")
-            for shard, documents in enumerate(self.documents)
+            self._places(shard, documents, np.isin(documents["hash"], held), "validation")
+            for shard, documents in enumerate(self.documents())
         )
         rows = packing.pack(places, self._options.seq_length)
         return self._write("validation", itertools.islice(rows, limit))
 
-    def _load(self, index: int, kind: str) -> np.ndarray:
-        array: np.ndarray = np.load(self._folder / shards.name(index, kind), mmap_mode="r", allow_pickle=False)
-        return array
-
     def _pass(self, number: int, held: np.ndarray) -> Iterator[tuple[Place, int]]:
-        for shard, (made, documents) in enumerate(zip(self._made, self.documents, strict=True)):
+        for shard, (made, documents) in enumerate(zip(self._made, self.documents(), strict=True)):
             share = min(1.0, self._weights[made.source] - number)
             if share > 0:
                 wanted = ~np.isin(documents["hash"], held)
                 if share < 1:
                     # The upper bits say who is held out; the lower ones, who is in a part of the source.
                     wanted &= (documents["hash"] & np.uint64(0xFFFFFFFF)) < np.uint64(share * 2**32)
-                yield from self._places(shard, wanted, f"train {number}")
+                yield from self._places(shard, documents, wanted, f"train {number}")
 
-    def _places(self, shard: int, wanted: np.ndarray, draw: str) -> Iterator[tuple[Place, int]]:
-        lengths = self.documents[shard]["tokens"].astype(np.int64)
+    def _places(self, shard: int, documents: np.ndarray, wanted: np.ndarray, draw: str) -> Iterator[tuple[Place, int]]:
+        lengths = documents["tokens"].astype(np.int64)
         ends = np.cumsum(lengths)
         if self._options.layout == "packed":
             room = self._options.seq_length - 2
@@ -68,15 +69,14 @@ class Laying:
                 for offset, size in packing.spans(length, room):
                     yield (shard, start + offset, size, 0, 0), size + 2
         else:
-            yield from self._pairs(shard, wanted, draw)
+            yield from self._pairs(shard, documents, wanted, draw)
 
-    def _pairs(self, shard: int, wanted: np.ndarray, draw: str) -> Iterator[tuple[Place, int]]:
+    def _pairs(self, shard: int, records: np.ndarray, wanted: np.ndarray, draw: str) -> Iterator[tuple[Place, int]]:
         # Pairs are drawn among the wanted documents alone, so that none reaches across the split.
-        sentences = self._load(shard, "sentences").tolist()
+        sentences = shards.load(self._folder, shard, "sentences").tolist()
         documents: list[pairing.Document] = []
         first = start = 0
-        for record, keep in zip(self.documents[shard].tolist(), wanted.tolist(), strict=True):
-            _, count, length = record
+        for (_, count, length), keep in zip(records.tolist(), wanted.tolist(), strict=True):
             if keep:
                 documents.append((start, sentences[first : first + count]))
             first, start = first + count, start + length
@@ -114,5 +114,5 @@ class Laying:
 
     def _crc(self, place: Place) -> int:
         shard, a, a_len, b, b_len = place
-        tokens = self.tokens[shard]
+        tokens = self._tokens(shard)
         return shards.checksum(tokens[a : a + a_len], tokens[b : b + b_len])

@@ -15,10 +15,7 @@ import tokenizers
 from tqdm import tqdm
 
 from etd_ds.contract import errors, rundir
-from etd_ds.data import corpus, holdout, laying, reading, shards, sources, tokenize
-
-KEPT_SENTENCES = 10_000
-"""First sentences that a prepared corpus carries along for importance scores [ETD §4.1]."""
+from etd_ds.data import corpus, held_out, laying, reading, shards, sources, tokenize, tokenizing
 
 
 @dataclass(frozen=True)
@@ -77,11 +74,13 @@ def build(
     target: Path,
     *,
     entries: tuple[corpus.SourceEntry, ...] | None = None,
+    workers: int | None = None,
     progress: bool = True,
 ) -> corpus.Corpus:
     """Make `target`, or open it if the same corpus stands there. Work goes on where a killed one stopped.
 
-    One process builds a target at a time; others wait for it and take its result. Raises `CorpusError`.
+    One process builds a target at a time; others wait for it and take its result. `workers` none means as many
+    processes as cores, where there is enough text for them. Raises `CorpusError`.
     """
     entries = _entries(inputs) if entries is None else entries
     key = _key(entries, options)
@@ -94,12 +93,14 @@ def build(
                     "choose another folder or delete it"
                 )
             return corpus.open_corpus(target)
+        if target.exists() and any(target.iterdir()):
+            raise errors.CorpusError(f"corpus: {target} holds other files; choose a new or empty folder")
         aside = _aside(target, key)
         try:
-            made = _tokenize(inputs, tokenizer, aside, progress)
+            rundir.publish_bytes(aside / corpus.TOKENIZER, tokenizer.to_str().encode())
+            made = _tokenize(inputs, aside, workers, progress)
             manifest = _lay(entries, options, tokenizer, aside, made, key)
-            rundir.publish_json(aside / "manifest.json", manifest)
-            _publish(aside, target)
+            _publish(aside, target, manifest)
         except OSError as error:
             raise errors.CorpusError(
                 f"corpus: writing {aside} failed: {error.strerror or error}; what is finished is kept, and the same "
@@ -161,29 +162,35 @@ def _aside(target: Path, key: str) -> Path:
     return aside
 
 
-def _publish(aside: Path, target: Path) -> None:
-    (aside / "key").unlink()
+def _publish(aside: Path, target: Path, manifest: corpus.Manifest) -> None:
     for path in aside.iterdir():
-        rundir.fsync_path(path)
+        if path.name in manifest.files or any(path.name in shard.files for shard in manifest.shards):
+            rundir.fsync_path(path)
+        else:  # the descriptions of shards, which the manifest repeats, and what a killed attempt left
+            path.unlink()
+    rundir.publish_json(aside / corpus.MANIFEST, manifest)
     aside.rename(target)
     rundir.fsync_path(target.parent)
 
 
-def _tokenize(
-    inputs: Sequence[Weighted], tokenizer: tokenizers.Tokenizer, aside: Path, progress: bool
-) -> list[shards.Shard]:
-    # One shard a piece, in order; those of an earlier attempt are taken if they are whole.
-    total = sum(item.source.size for item in inputs) or None
-    made: list[shards.Shard] = []
-    with tqdm(total=total, unit="B", unit_scale=True, desc="tokenize", disable=None if progress else True) as bar:
-        for number, item in enumerate(inputs):
-            for piece in sources.pieces(item.source):
-                index = len(made)
-                shard = shards.read(aside, index)
-                if shard is None:
-                    shard = shards.write(aside, index, number, piece, tokenizer)
-                made.append(shard)
-                bar.update(shard.tally["bytes"])
+def _tokenize(inputs: Sequence[Weighted], aside: Path, workers: int | None, progress: bool) -> list[shards.Shard]:
+    total = sum(item.source.size for item in inputs)
+    tasks: list[tokenizing.Task] = []
+    for number, item in enumerate(inputs):
+        for piece in sources.pieces(item.source):
+            tasks.append(tokenizing.Task(len(tasks), number, piece))
+    crew = min(len(tasks), tokenizing.processes(total) if workers is None else workers)
+    made = []
+    quiet = None if progress else True  # none: shown on a terminal only
+    with tqdm(total=total or None, unit="B", unit_scale=True, desc="tokenize", disable=quiet) as bar:
+        for shard in tokenizing.run(tasks, aside, aside / corpus.TOKENIZER, max(1, crew)):
+            made.append(shard)
+            bar.update(shard.tally["bytes"])
+    for item in inputs:
+        if changed := sources.changed(item.source):
+            # What stands in the folder is of neither state of that file.
+            shutil.rmtree(aside)
+            raise errors.CorpusError(f"corpus: {changed} changed while it was read; start again when it is complete")
     return made
 
 
@@ -206,12 +213,12 @@ def _lay(
         )
     lay = laying.Laying(aside, made, [entry.weight for entry in entries], options)
     wanted = options.validation_sequences * options.seq_length
-    held = holdout.choose(lay.documents, min(wanted, total // 10), total // 10)
+    held = held_out.choose(lay.documents(), min(wanted, total // 10), total // 10)
     train = lay.train(held)
     validation = lay.validation(held, min(options.validation_sequences, train.rows // 9))
     if not train.rows:
         raise errors.CorpusError("corpus: its weights leave no document to train on")
-    names = [f"{split}.{kind}" for split in ("train", "validation") for kind in ("rows", "segments")]
+    indices = [f"{split}.{kind}" for split in ("train", "validation") for kind in ("rows", "segments")]
     return corpus.Manifest(
         key=key,
         sources=entries,
@@ -221,10 +228,10 @@ def _lay(
         sentences=sum(shard.sentences for shard in made),
         tokens=total,
         unknown=sum(shard.unknown for shard in made),
-        duplicates=holdout.duplicates(lay.documents),
+        duplicates=held_out.duplicates(lay.documents),
         tally=vars(tally),
         train=train,
         validation=validation,
         shards=tuple(made),
-        files={name: rundir.digest(aside / name) for name in names},
+        files={name: rundir.digest(aside / name) for name in (corpus.TOKENIZER, *indices)},
     )

@@ -50,13 +50,15 @@ class Source:
     size: int
     config: str | None = None
     revision: str | None = None
+    stamps: tuple[tuple[int, int], ...] = ()
+    """Size and modification time of each file when it was located."""
 
 
 def locate(reference: str) -> Source:
     """`embedded`, local files (a path, a folder or a glob), or a hub data set. Raises `CorpusError` if none of them."""
     if reference == corpora.EMBEDDED:
         file = embedded_file()
-        return Source(reference, "embedded", (str(file),), file.stat().st_size)
+        return _of_files(reference, "embedded", [file])
     if paths := _local(reference):
         if strange := [path for path in paths if path.suffix not in _KINDS]:
             raise errors.CorpusError(
@@ -69,8 +71,7 @@ def locate(reference: str) -> Source:
             raise errors.CorpusError(
                 f"corpus: {reference} holds {' and '.join(kinds)} files; name each kind as a source of its own"
             )
-        sizes = sum(path.stat().st_size for path in paths)
-        return Source(reference, kinds[0], tuple(str(path) for path in paths), sizes)
+        return _of_files(reference, kinds[0], paths)
     hub = corpora.parse_hub(reference)
     if hub is None:
         raise errors.CorpusError(
@@ -94,6 +95,14 @@ def identity(source: Source) -> str:
             except OSError as error:
                 raise errors.CorpusError(f"corpus: {path} cannot be read: {error.strerror}") from None
     return whole.hexdigest()
+
+
+def changed(source: Source) -> str | None:
+    """The first file that is not as it was when it was located, or gone."""
+    for path, stamp in zip(source.paths, source.stamps, strict=False):
+        if not Path(path).is_file() or _stamp(Path(path)) != stamp:
+            return path
+    return None
 
 
 def pieces(source: Source, size: int = PIECE_BYTES) -> Iterator[Piece]:
@@ -135,6 +144,16 @@ def read_embedded(path: str) -> bytes:
             got=got,
         )
     return content
+
+
+def _of_files(reference: str, kind: Kind, paths: list[Path]) -> Source:
+    stamps = tuple(_stamp(path) for path in paths)
+    return Source(reference, kind, tuple(map(str, paths)), sum(size for size, _ in stamps), stamps=stamps)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def _local(reference: str) -> list[Path]:

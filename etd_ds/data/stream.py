@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import heapq
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -72,6 +74,54 @@ class Stream:
             here = epochs == epoch
             found[here] = shuffled(offsets[here], len(self._rows), self._seed, int(epoch))
         return found
+
+
+class Ahead:
+    """A stream whose coming steps are made by a thread while the present one is trained on; otherwise the same."""
+
+    def __init__(self, stream: Stream, *, depth: int = 2, pin_memory: bool = False) -> None:
+        self._stream = stream
+        self._depth = depth
+        self._pin_memory = pin_memory
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._coming: dict[tuple[int, int], Future[list[batch.Batch]]] = {}
+        self._started: float | None = None
+        self.waited = 0.0
+        """Seconds that callers waited for batches, those of the first step not counted."""
+
+    def micro_batches(self, step: int, micro_batch_size: int) -> list[batch.Batch]:
+        """As `Stream.micro_batches`, at once if the step before was asked for a while ago."""
+        asked = time.perf_counter()
+        wanted = [(later, micro_batch_size) for later in range(step, step + self._depth + 1)]
+        for key in self._coming.keys() - wanted:
+            self._coming.pop(key).cancel()
+        for key in wanted:
+            if key not in self._coming:
+                self._coming[key] = self._thread.submit(self._make, *key)
+        batches = self._coming.pop(wanted[0]).result()
+        if self._started is None:
+            self._started = time.perf_counter()
+        else:
+            self.waited += time.perf_counter() - asked
+        return batches
+
+    def totals(self, step: int) -> Totals:
+        """As `Stream.totals`."""
+        return self._stream.totals(step)
+
+    @property
+    def waiting_share(self) -> float:
+        """Share of the time since the first step that was spent waiting for batches."""
+        elapsed = 0.0 if self._started is None else time.perf_counter() - self._started
+        return self.waited / elapsed if elapsed else 0.0
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _make(self, step: int, micro_batch_size: int) -> list[batch.Batch]:
+        batches = self._stream.micro_batches(step, micro_batch_size)
+        return [packed.pin_memory() for packed in batches] if self._pin_memory else batches
 
 
 def deal(costs: np.ndarray, bins: int) -> list[list[int]]:

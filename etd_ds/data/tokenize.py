@@ -37,19 +37,21 @@ def open_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     Special tokens are found in the input format only: a text that spells out `[SEP]` gets ordinary tokens.
     """
     if (file := folder / "tokenizer.json").is_file():
-        try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare `Exception` for a file that it cannot read
-            raise errors.TeacherError(f"teacher: its tokenizer.json cannot be read: {error}") from None
+        tokenizer = open_file(file)
     elif (file := folder / "vocab.txt").is_file():
-        tokenizer = _from_vocabulary(file)
+        tokenizer = _plain(_from_vocabulary(file))
     else:
         raise errors.TeacherError("teacher: wanted a tokenizer.json or a vocab.txt beside the weights, got neither")
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    tokenizer.encode_special_tokens = True
     _check(tokenizer, folder)
     return tokenizer
+
+
+def open_file(path: Path) -> tokenizers.Tokenizer:
+    """The same from a tokenizer.json alone. Raises `TeacherError`."""
+    try:
+        return _plain(tokenizers.Tokenizer.from_file(str(path)))
+    except Exception as error:  # the library raises bare `Exception` for a file that it cannot read
+        raise errors.TeacherError(f"teacher: its tokenizer.json cannot be read: {error}") from None
 
 
 def special(tokenizer: tokenizers.Tokenizer) -> Special:
@@ -64,6 +66,13 @@ def special(tokenizer: tokenizers.Tokenizer) -> Special:
 def digest(tokenizer: tokenizers.Tokenizer) -> str:
     """sha256 of everything that decides how text becomes ids; the same for a re-saved copy."""
     return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+
+
+def _plain(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
 def _from_vocabulary(file: Path) -> tokenizers.Tokenizer:

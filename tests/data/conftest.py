@@ -1,3 +1,4 @@
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +7,7 @@ import pytest
 
 from etd_ds import data
 from etd_ds.contract import teachers
+from etd_ds.data import reading, sources
 
 Make = Callable[..., data.Corpus]
 
@@ -13,7 +15,8 @@ Make = Callable[..., data.Corpus]
 @pytest.fixture(scope="session")
 def documents() -> list[str]:
     """The first 600 documents of the embedded corpus."""
-    return [document for document, _ in zip(data.documents("embedded"), range(600), strict=False)]
+    piece = next(sources.pieces(sources.locate("embedded")))
+    return list(itertools.islice(reading.documents(piece, reading.Tally()), 600))
 
 
 @pytest.fixture

@@ -1,0 +1,53 @@
+"""A corpus as text, before or after it was prepared: for scoring neurons and for comparing models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from etd_ds.contract import errors
+from etd_ds.data import corpus, reading, shards, sources, splitting, tokenize
+
+
+def sentences(reference: str, count: int) -> list[str]:
+    """The first `count` sentences of a corpus in file order. Raises `CorpusError` when it holds fewer."""
+    found: list[str] = []
+    for _, document in documents(reference):
+        found += document
+        if len(found) >= count:
+            return found[:count]
+    raise errors.CorpusError(
+        f"corpus: wanted {count} sentences, {reference} holds {len(found)}; ask for fewer or give more text",
+        wanted=count,
+        got=len(found),
+    )
+
+
+def documents(reference: str) -> Iterator[tuple[int, list[str]]]:
+    """(hash, sentences) of every document in file order. Raises `CorpusError`.
+
+    A prepared folder has no text any more: its tokens are decoded, which the same tokenizer turns into them again.
+    """
+    folder = Path(reference).expanduser()
+    if corpus.is_prepared(folder):
+        yield from _decoded(folder)
+        return
+    tally = reading.Tally()
+    for piece in sources.pieces(sources.locate(reference)):
+        for text in reading.documents(piece, tally):
+            yield shards.text_hash(text), splitting.sentences(text)
+
+
+def _decoded(folder: Path) -> Iterator[tuple[int, list[str]]]:
+    tokenizer = tokenize.open_file(folder / corpus.TOKENIZER)
+    for index in range(len(corpus.read_manifest(folder).shards)):
+        tokens = shards.load(folder, index, "tokens")
+        lengths = iter(shards.load(folder, index, "sentences").tolist())
+        at = 0
+        for text_hash, count, _ in shards.load(folder, index, "documents").tolist():
+            ids = []
+            for _ in range(count):
+                length = next(lengths)
+                ids.append(tokens[at : at + length].tolist())
+                at += length
+            yield text_hash, tokenizer.decode_batch(ids)
