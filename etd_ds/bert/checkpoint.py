@@ -13,6 +13,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import tokenizers
 import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel
@@ -264,16 +265,23 @@ def student_config(teacher: Mapping[str, Any], student: shape.EncoderShape) -> d
 
 
 def write(
-    folder: Path, *, teacher: Path, student: shape.EncoderShape, weights: Weights, manifest: dict[str, Any], card: str
+    folder: Path,
+    *,
+    teacher: Path,
+    tokens: tokenizers.Tokenizer,
+    student: shape.EncoderShape,
+    weights: Weights,
+    manifest: dict[str, Any],
+    card: str,
 ) -> None:
     """Fill an existing empty folder with a stock Hugging Face model: `rundir.STUDENT_FILES`."""
     config = {"architectures": [weights.architecture], "model_type": "bert", "dtype": "float32"}
     config |= student_config(read_config(teacher), student)
-    _write_json(folder / "config.json", config)
-    tokenizer.write(folder, source=teacher, shape=student)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    tokenizer.write(folder, tokens, teacher=teacher, shape=student)
     _write_weights(folder / WEIGHTS, weights)
-    _write_json(folder / "extraction.json", manifest)
-    (folder / "README.md").write_text(card)
+    (folder / "extraction.json").write_text(json.dumps(manifest) + "\n")
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def save_student(folder: Path, *, init: Path, encoder: Mapping[str, Tensor], card: str | None = None) -> None:
@@ -289,7 +297,7 @@ def save_student(folder: Path, *, init: Path, encoder: Mapping[str, Tensor], car
         if name != WEIGHTS:
             shutil.copyfile(init / name, folder / name)
     if card is not None:
-        (folder / "README.md").write_text(card)
+        (folder / "README.md").write_text(card, encoding="utf-8")
     _write_weights(folder / WEIGHTS, weights)
 
 
@@ -300,7 +308,3 @@ def _write_weights(path: Path, weights: Weights) -> None:
         for name, tensor in weights.state.items()
     }
     safetensors.torch.save_file(stored, path, metadata={"format": "pt"})
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=None if len(value) > 30 else 2) + "\n")

@@ -11,7 +11,9 @@ from etd_ds.contract import errors
 
 # name -> what it does. The module of that name has `configure(parser)` and `run(args) -> exit code`,
 # and is imported only when its command is used, so that `etd-ds --help` does not wait for torch.
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "data": "prepare a corpus of any size, or look into a prepared one",
+}
 
 
 def main(argv: list[str] | None = None) -> int:

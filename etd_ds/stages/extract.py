@@ -10,10 +10,11 @@ import torch
 
 from etd_ds import flops
 from etd_ds.bert import checkpoint
-from etd_ds.contract import errors, events, rundir, shape, spec
+from etd_ds.contract import events, rundir, shape, spec
+from etd_ds.data import tokenize
 from etd_ds.extract import apply
 from etd_ds.extract import plan as plans
-from etd_ds.stages import card, progress
+from etd_ds.stages import card, progress, scores
 
 
 def check(job: spec.JobSpec, cache: Path) -> tuple[shape.EncoderShape, shape.EncoderShape]:
@@ -42,6 +43,7 @@ def cut(job: spec.JobSpec, folder: Path, *, cache: Path, report: progress.Report
     teacher = checkpoint.resolve(job.teacher, cache)
     student = shape.student(job, teacher.shape)
     weights = checkpoint.read_weights(teacher.folder)
+    found: scores.Found | None = None
     match job.mode:
         case "none":
             state = _random(job, student, weights, teacher)
@@ -49,10 +51,10 @@ def cut(job: spec.JobSpec, folder: Path, *, cache: Path, report: progress.Report
             teacher_layers: tuple[int, ...] = ()
         case "rand" | "impt":
             if job.mode == "impt":
-                raise errors.EtdError(
-                    "mode: importance scores come with a later change; use 'rand' or 'none'", field="mode"
-                )
-            chosen = plans.drawn(job, teacher.shape, student)
+                found = scores.find(job, teacher, weights, cache=cache, report=report)
+                chosen = plans.scored(job, teacher.shape, student, found.scores)
+            else:
+                chosen = plans.drawn(job, teacher.shape, student)
             state = apply.student(weights.state, chosen, weights.parts)
             kept = chosen.manifest()
             teacher_layers = tuple(layer.teacher_layer for layer in chosen.layers)
@@ -60,19 +62,20 @@ def cut(job: spec.JobSpec, folder: Path, *, cache: Path, report: progress.Report
         teacher=teacher.shape,
         student=student,
         teacher_sha256=teacher.sha256,
-        corpus_sha256=None,
+        corpus_sha256=found.corpus_sha256 if found else None,
         teacher_layers=teacher_layers,
         teacher_parameters=flops.count(weights.state),
         student_parameters=flops.count(state),
         compression=round(flops.count(weights.state) / flops.count(state), 4),
         seconds=round(time.monotonic() - started, 3),
-        scores_cached=None,
+        scores_cached=found.cached if found else None,
     )
-    manifest = kept | _provenance(job, teacher, weights)
+    manifest = kept | _provenance(job, teacher, weights, found)
     with rundir.publishing(folder) as aside:
         checkpoint.write(
             aside,
             teacher=teacher.folder,
+            tokens=tokenize.open_tokenizer(teacher.folder),
             student=student,
             weights=checkpoint.Weights(state, weights.parts, ()),
             manifest=manifest,
@@ -88,7 +91,9 @@ def _random(
     return apply.random(student, weights.parts, std=std, generator=torch.Generator().manual_seed(job.seed))
 
 
-def _provenance(job: spec.JobSpec, teacher: checkpoint.Teacher, weights: checkpoint.Weights) -> dict[str, Any]:
+def _provenance(
+    job: spec.JobSpec, teacher: checkpoint.Teacher, weights: checkpoint.Weights, found: scores.Found | None
+) -> dict[str, Any]:
     """What the manifest says beside the kept indices: from what, by which rule, under which hashes."""
     return {
         "mode": job.mode,
@@ -102,5 +107,5 @@ def _provenance(job: spec.JobSpec, teacher: checkpoint.Teacher, weights: checkpo
             "sha256": teacher.sha256,
             "parts_left_out": list(weights.ignored),
         },
-        "scores": None,
+        "scores": found.provenance if found else None,
     }

@@ -1,0 +1,123 @@
+"""The scored sentences as batches: masked once for all, sorted by length so that no batch has padding."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import tokenizers
+import torch
+from torch import Tensor
+
+from etd_ds.bert import scoring
+from etd_ds.data import masking, tokenize
+
+BATCH_TOKENS = 2048
+FIT_ROWS, FIT_LENGTH = 16, 128
+
+
+@dataclass(frozen=True)
+class Text:
+    """Tokenized sentences in file order, without special tokens, and what masking needs to know."""
+
+    ids: tuple[Tensor, ...]
+    special: tokenize.Special
+    vocab: int
+
+    def masked(self, ids: Tensor, generator: torch.Generator) -> masking.Masked:
+        """15 % of the ordinary tokens hidden."""
+        special = self.special
+        return masking.mlm(ids, generator, mask_id=special.mask, vocab=self.vocab, special=special.ids)
+
+    def frequency(self) -> Tensor:
+        """(V,) how often each token occurs."""
+        return torch.bincount(torch.cat(self.ids), minlength=self.vocab)
+
+
+def digest(sentences: Sequence[str]) -> str:
+    """sha256 of the sentences, one a line."""
+    return hashlib.sha256("\n".join(sentences).encode()).hexdigest()
+
+
+def read(sentences: Sequence[str], tokenizer: tokenizers.Tokenizer, vocab: int) -> Text:
+    """Tokenize. `vocab` is the model's vocabulary size."""
+    encoded = tokenizer.encode_batch(list(sentences), add_special_tokens=False)
+    return Text(tuple(torch.tensor(one.ids) for one in encoded), tokenize.special(tokenizer), vocab)
+
+
+def batches(text: Text, *, positions: int, seed: int, pairs: bool) -> list[scoring.Batch]:
+    """All sentences (or sentence pairs, for NSP) once: equal lengths together, in an order fixed by the text alone.
+
+    Masks are drawn over all sentences laid end to end, so they depend on neither batch nor rank.
+    """
+    sequences, types, nsp = _paired(text, positions, seed) if pairs else _single(text, positions)
+    flat_ids = torch.cat(sequences)
+    masked = text.masked(flat_ids, masking.generator(seed, 0))
+    lengths = [len(one) for one in sequences]
+    ids, labels = torch.split(masked.ids, lengths), torch.split(masked.labels, lengths)
+    by_length: dict[int, list[int]] = {}
+    for i, length in enumerate(lengths):
+        by_length.setdefault(length, []).append(i)
+    found = []
+    for length in sorted(by_length):
+        rows = max(1, BATCH_TOKENS // length)
+        same = by_length[length]
+        for first in range(0, len(same), rows):
+            chosen = same[first : first + rows]
+            found.append(
+                scoring.Batch(
+                    torch.stack([ids[i] for i in chosen]),
+                    torch.stack([types[i] for i in chosen]),
+                    torch.stack([labels[i] for i in chosen]),
+                    torch.tensor([nsp[i] for i in chosen]) if pairs else None,
+                )
+            )
+    return found
+
+
+def _single(text: Text, positions: int) -> tuple[list[Tensor], list[Tensor], list[int]]:
+    special = text.special
+    cls, sep = torch.tensor([special.cls]), torch.tensor([special.sep])
+    sequences = [torch.cat([cls, ids[: positions - 2], sep]) for ids in text.ids]
+    return sequences, [torch.zeros_like(one) for one in sequences], []
+
+
+def _paired(text: Text, positions: int, seed: int) -> tuple[list[Tensor], list[Tensor], list[int]]:
+    """Sentence 2i with sentence 2i+1 (label 0), or, for half of the pairs, with another pair's second one (label 1)."""
+    special = text.special
+    cls, sep = torch.tensor([special.cls]), torch.tensor([special.sep])
+    firsts, seconds = text.ids[0::2], list(text.ids[1::2])
+    jumps = (torch.rand(len(seconds), generator=masking.generator(seed, 1)) < 0.5).nonzero().flatten().tolist()
+    jumps = jumps if len(jumps) > 1 else []
+    # Each second sentence is used once: those of the jumping pairs move on by one place.
+    for here, there in zip(jumps, [*jumps[1:], *jumps[:1]], strict=True):
+        seconds[here] = text.ids[2 * there + 1]
+    room = (positions - 3) // 2
+    sequences, types, nsp = [], [], [0] * len(seconds)
+    for i in jumps:
+        nsp[i] = 1
+    for first, second in zip(firsts, seconds, strict=False):
+        a, b = torch.cat([cls, first[:room], sep]), torch.cat([second[:room], sep])
+        sequences.append(torch.cat([a, b]))
+        types.append(torch.cat([torch.zeros_like(a), torch.ones_like(b)]))
+    return sequences, types, nsp
+
+
+def fit_batches(text: Text, *, seed: int, positions: int) -> Iterator[scoring.Batch]:
+    """Rows of running text for fitting an MLM head, 16 × 128 tokens a batch, for ever; each pass masks anew."""
+    special, length = text.special, min(FIT_LENGTH, positions)
+    flat = torch.tensor(list(chain.from_iterable(one.tolist() for one in text.ids)))
+    inner = length - 2
+    flat = flat.repeat(-(-FIT_ROWS * inner // len(flat)))  # a very small text is repeated to fill one batch
+    rows = flat[: len(flat) // inner * inner].view(-1, inner)
+    step = 0
+    while True:
+        order = torch.randperm(len(rows), generator=masking.generator(seed, 2, step)).tolist()
+        for first in range(0, len(order) - FIT_ROWS + 1, FIT_ROWS):
+            ids = torch.nn.functional.pad(rows[order[first : first + FIT_ROWS]], (1, 1))
+            ids[:, 0], ids[:, -1] = special.cls, special.sep
+            masked = text.masked(ids, masking.generator(seed, 3, step))
+            yield scoring.Batch(masked.ids, torch.zeros_like(ids), masked.labels)
+            step += 1

@@ -1,0 +1,88 @@
+"""The warm extraction worker: `python -m etd_ds.worker --cache DIR`, one JSON request and answer a line.
+
+In:  {"id": 1, "verb": "check", "job": {...}}           out: {"id": 1, "ok": {"teacher": {...}, "student": {...}}}
+In:  {"id": 2, "verb": "extract", "run": "/abs/run"}    out: {"id": 2, "ok": <Plan>}
+Meanwhile: {"id": 2, "progress": {"stage": "...", "done": 3, "total": 136}}; failed: {"id": 2, "error": {...}}.
+The first line, once torch and transformers are imported, is {"ready": true, "pid": 123}. Ends with its standard input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any, TextIO
+
+PROGRESS_SECONDS = 0.5
+
+
+def main() -> int:
+    """Serve until standard input ends. Only protocol lines reach the real standard output."""
+    parser = argparse.ArgumentParser(prog="etd_ds.worker", description=__doc__)
+    parser.add_argument("--cache", type=Path, required=True, help="folder of teachers, corpora and scores")
+    cache = parser.parse_args().cache
+    # Whatever a library prints goes to stderr: the answers' stream is a copy of descriptor 1, which then becomes 2's.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    import etd_ds.stages.extract  # noqa: F401  (slow: before the ready line, after stdout is ours)
+
+    _say(answers, {"ready": True, "pid": os.getpid()})
+    for line in sys.stdin:
+        if line.strip():
+            _say(answers, _answer(line, cache, answers))
+    return 0
+
+
+def _say(answers: TextIO, message: dict[str, Any]) -> None:
+    answers.write(json.dumps(message) + "\n")
+    answers.flush()
+
+
+def _answer(line: str, cache: Path, answers: TextIO) -> dict[str, Any]:
+    from etd_ds.contract import errors
+
+    number: Any = None
+    try:
+        request = json.loads(line)
+        number = request["id"]
+        return {"id": number, "ok": _do(request, cache, answers)}
+    except errors.EtdError as refusal:
+        return {"id": number, "error": refusal.as_dict()}
+    except Exception:  # the process's outermost door: the service must get an answer, the log the traceback
+        traceback.print_exc(file=sys.stderr)
+        message = "extraction failed for a reason of its own; the server's log has the details"
+        return {
+            "id": number,
+            "error": {"code": "internal", "message": message, "field": None, "wanted": None, "got": None},
+        }
+
+
+def _do(request: dict[str, Any], cache: Path, answers: TextIO) -> dict[str, Any]:
+    from etd_ds.contract import flags, rundir
+    from etd_ds.stages import extract
+
+    match request["verb"]:
+        case "check":
+            teacher, student = extract.check(flags.parse(request["job"]), cache)
+            return {"teacher": teacher.model_dump(), "student": student.model_dump()}
+        case "extract":
+            told_at = 0.0
+
+            def report(stage: str, done: int, total: int) -> None:
+                nonlocal told_at
+                if time.monotonic() - told_at >= PROGRESS_SECONDS:
+                    told_at = time.monotonic()
+                    progress = {"stage": stage, "done": done, "total": total}
+                    _say(answers, {"id": request["id"], "progress": progress})
+
+            made = extract.extract(rundir.RunDir(Path(request["run"])), cache=cache, report=report)
+            return made.model_dump(mode="json")
+    raise ValueError(f"verb: wanted check or extract, got {request['verb']!r}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
