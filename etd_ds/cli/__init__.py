@@ -12,6 +12,9 @@ from etd_ds.contract import errors
 # name -> what it does. The module of that name has `configure(parser)` and `run(args) -> exit code`,
 # and is imported only when its command is used, so that `etd-ds --help` does not wait for torch.
 COMMANDS: dict[str, str] = {
+    "plan": "show what a student would look like and cost",
+    "extract": "cut a student from a teacher into a Hugging Face folder",
+    "scores": "compute and keep a teacher's importance scores ahead of time",
     "data": "prepare a corpus of any size, or look into a prepared one",
 }
 
