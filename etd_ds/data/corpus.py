@@ -99,8 +99,8 @@ class Rows:
     """Rows of one split, read from the memory-mapped shards as they are asked for; each is checked by its CRCs."""
 
     def __init__(self, folder: Path, split: str, tokens: Sequence[np.ndarray], special: tokenize.Special) -> None:
-        self._segments = _mapped(folder / f"{split}.segments", SEGMENT)
-        self._rows = _mapped(folder / f"{split}.rows", ROW)
+        self._segments = mapped(folder / f"{split}.segments", SEGMENT)
+        self._rows = mapped(folder / f"{split}.rows", ROW)
         self._tokens = tokens
         self._special = special
         self._folder = folder
@@ -223,7 +223,15 @@ def _changed(path: Path) -> errors.CorpusError:
     )
 
 
-def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
+def segment_lengths(segments: np.ndarray) -> np.ndarray:
+    """Tokens of `SEGMENT` records, [CLS] and [SEP] included, as int64."""
+    b_len = segments["b_len"].astype(np.int64)
+    lengths: np.ndarray = segments["a_len"] + b_len + np.where(b_len > 0, 3, 2)
+    return lengths
+
+
+def mapped(path: Path, dtype: np.dtype) -> np.ndarray:
+    """Records of an index file."""
     if path.stat().st_size == 0:  # which cannot be mapped
         return np.empty(0, dtype)
     return np.memmap(path, dtype, mode="r")

