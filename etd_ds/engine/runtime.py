@@ -65,6 +65,10 @@ class Engine:
     def eval(self) -> None:
         self._engine.eval()
 
+    def close(self) -> None:
+        """Let go of the module and of all memory. Without it an engine lives as long as its process."""
+        self._engine.destroy()
+
     def __call__(self, *inputs: Any) -> Any:
         return self._engine(*inputs)
 
