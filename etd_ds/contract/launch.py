@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from etd_ds.contract import rundir, spec
@@ -27,17 +28,23 @@ def train_argv(
     python: str = sys.executable,
     master_port: int | None = None,
     hostfile: Path | None = None,
+    devices: Sequence[int] | None = None,
 ) -> list[str]:
     """The command that distills `run` through the `deepspeed` launcher; started again, it continues.
 
-    `master_port` none takes a free one of this machine; `hostfile` is needed for more than one node.
+    `master_port` none takes a free one of this machine; `hostfile` is needed for more than one node;
+    `devices` names the GPUs to use, when not the first ones (the launcher ignores CUDA_VISIBLE_DEVICES).
     """
     if (job.nodes > 1) != (hostfile is not None):
         raise ValueError(f"nodes: {job.nodes} asked, and a hostfile {'is' if hostfile else 'is not'} given")
     argv = [python, "-m", "deepspeed.launcher.runner"]
     if hostfile is not None:
         argv += ["--hostfile", str(hostfile), "--num_nodes", str(job.nodes)]
-    argv += ["--num_accelerators", str(job.gpus), "--master_port", str(master_port or free_port())]
+    if devices is not None:
+        argv += ["--include", "localhost:" + ",".join(str(device) for device in devices)]
+    else:
+        argv += ["--num_accelerators", str(job.gpus)]
+    argv += ["--master_port", str(master_port or free_port())]
     argv += [str(REPOSITORY / "etd_ds" / "train.py")]
     argv += ["--deepspeed", str(ds_config(job)), "--run", str(run.root), "--cache", str(cache)]
     return argv
