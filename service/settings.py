@@ -1,0 +1,105 @@
+"""Everything that can be set about a server: the only place where the service reads the environment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from etd_ds.contract import launch
+
+CPU_SLOTS = 2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One server. Times are in seconds, sizes in bytes."""
+
+    data_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    cache: Path = field(default_factory=launch.default_cache)
+    """Teachers, tokenized corpora and importance scores; may be shared by several servers."""
+    database: str = ""
+    """SQLAlchemy URL; empty means SQLite in the data folder."""
+
+    slots: int = CPU_SLOTS
+    """Ranks that may run at once over all jobs: a job takes `gpus` of them."""
+    gpus: int = 0
+    """CUDA devices of this machine; 0 means that trainers run on the CPU."""
+
+    teachers: dict[str, Path] = field(default_factory=dict)
+    """Names under which requests may use a local teacher folder."""
+    corpora: dict[str, str] = field(default_factory=dict)
+    """Names under which requests may use local text."""
+    hub: bool = True
+    """Whether requests may name teachers and corpora of a model hub."""
+
+    grace: float = 60.0
+    """How long a trainer may take to write its checkpoint when it is cancelled or paused, before it is killed."""
+    max_retries: int = 2
+    """How often a job whose trainer was lost (machine restarted) is started again from its checkpoint."""
+    retry_killed: bool = False
+    """Whether that holds too for a trainer that was killed (out of memory), not only for a lost one."""
+    backoff: float = 5.0
+    """Wait before the first such retry; it doubles each time."""
+    tick: float = 0.5
+    """How often the scheduler looks at running jobs."""
+    lease: float = 15.0
+    """How long a scheduler may be silent before another one on the same database takes over its jobs."""
+
+    extraction_timeout: float = 3600.0
+    extraction_memory: int = 0
+    """Resident memory that the extraction worker may take; 0 means no limit."""
+    extraction_waiting: int = 8
+    """Requests that may wait for the extraction worker; more are answered 503."""
+    max_body: int = 64 * 1024
+    """Size of a request's body."""
+
+    worker_command: tuple[str, ...] = ()
+    """Stands in for the extraction worker (`python -m etd_ds.worker`)."""
+    trainer_command: tuple[str, ...] = ()
+    """Stands in for `deepspeed … etd_ds/train.py`; `--run FOLDER --cache FOLDER` is added to it."""
+
+    @property
+    def runs(self) -> Path:
+        return self.data_dir / "jobs"
+
+    @property
+    def incoming(self) -> Path:
+        """Run folders that are being extracted; nobody sees them yet."""
+        return self.data_dir / "incoming"
+
+    @property
+    def nowhere(self) -> Path:
+        """An empty folder in which worker and trainers run, so that no reference means a relative path."""
+        return self.data_dir / "nowhere"
+
+    @property
+    def database_url(self) -> str:
+        return self.database or f"sqlite:///{self.data_dir / 'service.db'}"
+
+    def prepare(self) -> None:
+        """Make the folders of the server."""
+        for folder in (self.data_dir, self.runs, self.incoming, self.nowhere, self.cache):
+            folder.mkdir(parents=True, exist_ok=True)
+
+
+def environment(name: str, default: str = "") -> str:
+    """`ETD_JOBS_<NAME>` of the environment: the server's address and key for the client, defaults for `serve`."""
+    return os.environ.get(f"ETD_JOBS_{name}", default)
+
+
+def cuda_devices() -> int:
+    """CUDA devices of this machine by `nvidia-smi`; 0 if there are none."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.splitlines())
+
+
+def inherited() -> dict[str, str]:
+    """The environment that child processes get: ours, without what only the server needs to know."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("ETD_JOBS_")}

@@ -1,0 +1,78 @@
+"""The ends of files that grow: last log lines, and the newest events of a run, without reading it all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from etd_ds.contract import events
+
+_UNSAFE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_PIECE = 64 * 1024
+
+
+def last_lines(path: Path, count: int = 20, *, limit: int = _PIECE) -> list[str]:
+    """The last `count` lines among the last `limit` bytes, without control characters; [] if there is no file.
+
+    Of a progress bar, which overwrites its line, only the newest state counts.
+    """
+    text = _end(path, limit).decode(errors="replace")
+    lines = (clean(line.rstrip("\r").rsplit("\r", 1)[-1]) for line in text.split("\n"))
+    return [line for line in lines if line][-count:]
+
+
+def clean(line: str) -> str:
+    """A line without terminal escapes and control characters, at most 2,000 characters."""
+    return _UNSAFE.sub("", line).rstrip()[:2000]
+
+
+def newest(path: Path) -> Iterator[events.Event]:
+    """Events from the last one backwards, among the last 64 KiB of the file."""
+    piece = _end(path, _PIECE)
+    whole = piece[: piece.rfind(b"\n") + 1].split(b"\n")
+    for raw in reversed(whole):
+        if raw:
+            try:
+                yield events.parse(raw.decode(errors="replace"))
+            except ValueError:  # the first line of the piece is cut, and a killed trainer may leave a torn one
+                continue
+
+
+def last_step(path: Path) -> tuple[events.Attempt | None, events.Step | None]:
+    """The newest attempt that is in sight and the newest step of it."""
+    step = None
+    for event in newest(path):
+        if isinstance(event, events.Step) and step is None:
+            step = event
+        if isinstance(event, events.Attempt):
+            return event, step
+    return None, step
+
+
+def progress(path: Path) -> dict[str, object] | None:
+    """The newest numbers of a run's events, or `None` before there are any."""
+    attempt, step = last_step(path)
+    if step is None:
+        return {"step": attempt.step, "steps": attempt.steps} if attempt is not None else None
+    return step.model_dump(exclude={"type", "grad_norm", "loss_scale"})
+
+
+def last_end(path: Path) -> events.End | None:
+    """How the last attempt said it ended, if it was able to."""
+    for event in newest(path):
+        if isinstance(event, events.End):
+            return event
+        if isinstance(event, events.Attempt):
+            return None
+    return None
+
+
+def _end(path: Path, limit: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - limit))
+            return file.read(limit)
+    except FileNotFoundError:
+        return b""
