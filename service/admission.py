@@ -1,0 +1,130 @@
+"""How a request becomes a job: checked, extracted aside, moved into place, and only then written down."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from etd_ds.contract import errors, launch, rundir, shape, spec, teachers
+from service.extraction import Extractor
+from service.problems import Problem, of_error, of_validation
+from service.settings import Settings
+from service.store import Job, Store
+
+
+class JobRequest(spec.JobSpec):
+    """The body of `POST /jobs`: a job spec, and what the queue wants to know beside it."""
+
+    model_config = ConfigDict(title="JobRequest")
+
+    labels: dict[str, str] = Field(default_factory=dict, max_length=20)
+    """Names and values of your own, to find jobs by; at most 20."""
+    priority: int = Field(default=0, ge=-100, le=100)
+    """Higher ones start first."""
+
+    def spec(self) -> spec.JobSpec:
+        """The job spec alone, of the fields that were given."""
+        given = self.model_dump(exclude_unset=True, include=set(spec.JobSpec.model_fields))
+        return spec.JobSpec.model_validate(given)
+
+
+def parse(body: bytes) -> JobRequest:
+    """The request of a JSON body. Strict: "3" is no number. Raises `Problem` 422 that names each bad field."""
+    try:
+        return JobRequest.model_validate_json(body, strict=True)
+    except ValidationError as error:
+        raise of_validation(error, known=JobRequest.model_fields) from None
+
+
+class Admission:
+    """The one way in. `admit` is called from many threads; the extractor takes them one at a time."""
+
+    def __init__(self, settings: Settings, store: Store, extractor: Extractor) -> None:
+        self._settings = settings
+        self._store = store
+        self._extractor = extractor
+
+    def check(self, job: spec.JobSpec) -> spec.JobSpec:
+        """The spec with its aliases resolved. Raises `Problem` or `EtdError` that names the field, before any work."""
+        self._check_machine(job)
+        resolved = self._resolve(job)
+        where = teachers.EMBEDDED if resolved.teacher == teachers.EMBEDDED else self._settings.teachers.get(job.teacher)
+        if where is not None:  # a local folder: its shape is known without asking the worker
+            _check_folder(job, teachers.embedded_folder() if where == teachers.EMBEDDED else Path(where))
+        return resolved
+
+    def admit(self, request: JobRequest, *, tenant: str, request_key: str | None, request_hash: str) -> Job:
+        """Check, extract, write down. On any error nothing of it is left or seen."""
+        job = request.spec()
+        resolved = self.check(job)
+        self._extractor.check(resolved)
+        job_id = "job-" + secrets.token_hex(10)
+        aside = rundir.RunDir(self._settings.incoming / job_id)
+        final = self._settings.runs / job_id
+        try:
+            rundir.publish_json(aside.job, json.loads(resolved.model_dump_json(exclude_unset=True)))
+            self._extractor.extract(aside)
+            aside.root.rename(final)
+            rundir.fsync_path(final.parent)
+            return self._store.add(
+                Job(
+                    id=job_id,
+                    spec=job,
+                    ranks=job.world_size,
+                    tenant=tenant,
+                    labels=request.labels,
+                    priority=request.priority,
+                    created=time.time(),
+                    request_key=request_key,
+                    request_hash=request_hash,
+                )
+            )
+        except BaseException:
+            shutil.rmtree(aside.root, ignore_errors=True)
+            shutil.rmtree(final, ignore_errors=True)
+            raise
+
+    def _check_machine(self, job: spec.JobSpec) -> None:
+        if job.nodes > 1:
+            raise _refuse("nodes", job.nodes, "1: this server runs jobs on its own machine only")
+        if job.world_size > self._settings.slots:
+            raise _refuse("gpus", job.gpus, f"1 to {self._settings.slots}, which is what this server has")
+        if not launch.ds_config(job).is_file():
+            there = sorted(path.stem for path in launch.ds_config(job).parent.glob("*.json"))
+            raise _refuse("deepspeed", job.deepspeed, f"one of {', '.join(there)}")
+
+    def _resolve(self, job: spec.JobSpec) -> spec.JobSpec:
+        """Aliases become what the operator says they are; a path from outside never gets through."""
+        change: dict[str, Any] = {}
+        for field, aliases in (("teacher", self._settings.teachers), ("corpus", self._settings.corpora)):
+            reference: str = getattr(job, field)
+            if reference in aliases:
+                change[field] = str(aliases[reference])
+            elif reference != teachers.EMBEDDED and not (self._settings.hub and teachers.parse_hub(reference)):
+                known = ["embedded", *aliases, *(["a hub id such as org/name[@commit]"] if self._settings.hub else [])]
+                kind = errors.TeacherError if field == "teacher" else errors.CorpusError
+                wanted = " | ".join(known)
+                raise kind(f"{field}: wanted {wanted}, got {reference!r}", wanted=wanted, got=reference)
+        return job.model_copy(update=change) if change else job
+
+
+def _check_folder(job: spec.JobSpec, folder: Path) -> None:
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        raise of_error(errors.TeacherError(f"teacher: {job.teacher!r} has no readable config.json").as_dict()) from None
+    shape.student(job, shape.from_config(config))
+    if not any(folder.glob("*.safetensors")):
+        message = f"teacher: {job.teacher!r} has no model.safetensors, and no other format is ever loaded"
+        raise errors.TeacherError(message, wanted="model.safetensors")
+
+
+def _refuse(field: str, got: object, wanted: str) -> Problem:
+    error = errors.HardwareError(f"{field}: wanted {wanted}, got {got}", field=field, wanted=wanted, got=got)
+    return of_error(error.as_dict())

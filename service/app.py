@@ -1,0 +1,123 @@
+"""The web application: parts put together, and taken apart in the right order when the server goes."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from etd_ds import __version__
+from service import problems
+from service.admission import Admission, JobRequest
+from service.executors.local import LocalExecutor
+from service.extraction import Extractor
+from service.routes import downloads, health, jobs, watch
+from service.routes.context import Context
+from service.scheduler import Scheduler, sweep
+from service.settings import Settings
+from service.store import Store
+
+log = logging.getLogger("etd_jobs")
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application of one server. Its folders, threads and worker begin with its lifespan."""
+    settings.prepare()
+    store = Store(settings.database_url)
+    extractor = Extractor(settings)
+    scheduler = Scheduler(settings, store, LocalExecutor(settings))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        store.create()
+        extractor.warm()
+        alone = _alone(settings)
+        if alone is not None:
+            sweep(settings, store)
+            store.end_leases()
+        scheduler.start()
+        yield
+        scheduler.drain()
+        extractor.close()
+        scheduler.close()
+        store.engine.dispose()
+        if alone is not None:
+            os.close(alone)
+
+    app = FastAPI(title="etd-ds", version=__version__, lifespan=lifespan, telemetry={"auto_configure": False})
+    app.state.context = Context(
+        settings=settings,
+        store=store,
+        extractor=extractor,
+        admission=Admission(settings, store, extractor),
+        wake=scheduler.wake,
+        scheduler_seen=lambda: scheduler.last_round,
+        version=__version__,
+    )
+    app.state.drain = scheduler.drain
+    problems.install(app)
+    for room in (health, jobs, watch, downloads):
+        app.include_router(room.router)
+        app.include_router(room.router, prefix="/v1", include_in_schema=False)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The API's description. The body of `POST /jobs` is parsed by ourselves, so its schema is added here."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        body = JobRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+        schemas |= {**body.pop("$defs", {}), "JobRequest": body}
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+def serve(settings: Settings) -> None:
+    """Run a server until SIGTERM or SIGINT. Jobs that run go on without it."""
+    app = create_app(settings)
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            app.state.context.draining = True
+            app.state.drain()
+            super().handle_exit(sig, frame)
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            for server in self.servers:
+                host, port = server.sockets[0].getsockname()[:2]
+                log.info(
+                    "listening on http://%s:%s, data in %s, %s slots", host, port, settings.data_dir, settings.slots
+                )
+
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        timeout_graceful_shutdown=10,
+        server_header=False,
+    )
+    Server(config).run()
+
+
+def _alone(settings: Settings) -> int | None:
+    """A lock that says that no other server uses this data folder, or `None` if one does. Closing it lets go."""
+    lock = os.open(settings.data_dir / "server.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return lock

@@ -1,0 +1,301 @@
+"""`etd-jobs`: run the job service, and talk to one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from etd_ds import __version__
+from etd_ds.contract import errors, flags, launch
+from service.client import Client, ServiceError
+from service.settings import CPU_SLOTS, Settings, cuda_devices, environment
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the console script. Exit code 1: the job failed; 2: bad input, or no answer."""
+    parser = argparse.ArgumentParser(prog="etd-jobs", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"etd-jobs {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for configure in (_serve, _demo, _submit, _list, _show, _watch, _cancel, _pull):
+        configure(commands)
+    args = parser.parse_args(argv)
+    try:
+        code: int = args.run(args)
+    except (ServiceError, errors.EtdError) as error:
+        print(f"etd-jobs: {error}", file=sys.stderr)
+        return 2
+    except httpx.HTTPError as error:
+        print(f"etd-jobs: {args.url} does not answer ({error}); is `etd-jobs serve` running?", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+# ---- the server
+
+
+def _serve(commands: Any) -> None:
+    parser = commands.add_parser("serve", help="run the job service", description="Run the job service.")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    parser.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="database and run folders")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="teachers, corpora and scores (default: the user's)")
+    parser.add_argument("--database", default=environment("DATABASE"), metavar="URL",
+                        help="SQLAlchemy URL (default: SQLite in the data folder)")  # fmt: skip
+    parser.add_argument("--slots", type=int, metavar="N",
+                        help=f"ranks that run at once (default: one per GPU; {CPU_SLOTS} without GPUs)")  # fmt: skip
+    parser.add_argument("--cpu", action="store_true", help="train on the CPU even if there are GPUs")
+    parser.add_argument("--teacher", action="append", default=[], metavar="NAME=DIR",
+                        help="let requests use a local teacher under this name; may be repeated")  # fmt: skip
+    parser.add_argument("--corpus", action="append", default=[], metavar="NAME=PATH",
+                        help="let requests use local text under this name; may be repeated")  # fmt: skip
+    parser.add_argument("--no-hub", action="store_true", help="refuse teachers and corpora of a model hub")
+    for name, kind, text in (
+        ("grace", float, "seconds that a cancelled trainer has to write its checkpoint"),
+        ("max-retries", int, "how often a job whose trainer was lost is started again"),
+        ("backoff", float, "seconds before the first such start; doubles each time"),
+        ("extraction-timeout", float, "seconds that an extraction may take"),
+        ("extraction-memory", int, "bytes of memory that the extraction may take; 0: no limit"),
+    ):
+        default = Settings.__dataclass_fields__[name.replace("-", "_")].default
+        parser.add_argument(f"--{name}", type=kind, default=default, metavar="X", help=f"{text} (default: %(default)s)")
+    parser.add_argument("--retry-killed", action="store_true", help="treat killed trainers like lost ones")
+    parser.add_argument("--worker-command", type=shlex.split, default=[], help=argparse.SUPPRESS)
+    parser.add_argument("--trainer-command", type=shlex.split, default=[], help=argparse.SUPPRESS)
+    parser.set_defaults(run=_run_server, url="")
+
+
+def _run_server(args: argparse.Namespace) -> int:
+    from service import app  # the client's commands need no web framework
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    gpus = 0 if args.cpu else cuda_devices()
+    slots = args.slots if args.slots is not None else gpus or CPU_SLOTS
+    if slots < 1 or (gpus and slots > gpus):
+        wanted = f"1 to {gpus} (the GPUs here)" if gpus else "1 or more"
+        raise errors.EtdError(f"--slots: wanted {wanted}, got {slots}", field="slots", wanted=wanted, got=slots)
+    settings = Settings(
+        data_dir=args.data_dir.resolve(),
+        host=args.host,
+        port=args.port,
+        cache=(args.cache or launch.default_cache()).resolve(),
+        database=args.database,
+        slots=slots,
+        gpus=gpus,
+        teachers={name: Path(path) for name, path in _aliases("--teacher", args.teacher, folder=True)},
+        corpora=dict(_aliases("--corpus", args.corpus, folder=False)),
+        hub=not args.no_hub,
+        grace=args.grace,
+        max_retries=args.max_retries,
+        retry_killed=args.retry_killed,
+        backoff=args.backoff,
+        extraction_timeout=args.extraction_timeout,
+        extraction_memory=args.extraction_memory,
+        worker_command=tuple(args.worker_command),
+        trainer_command=tuple(args.trainer_command),
+    )
+    app.serve(settings)
+    return 0
+
+
+def _aliases(flag: str, given: list[str], *, folder: bool) -> list[tuple[str, str]]:
+    found = []
+    for text in given:
+        name, _, path = text.partition("=")
+        there = Path(path).expanduser().resolve()
+        if not name or not path or not (there.is_dir() if folder else there.exists()):
+            kind = "an existing folder" if folder else "an existing file or folder"
+            raise errors.EtdError(f"{flag}: wanted NAME=PATH with {kind}, got {text!r}", wanted="NAME=PATH", got=text)
+        found.append((name, str(there)))
+    return found
+
+
+def _demo(commands: Any) -> None:
+    text = "run the main job on this machine, from nothing: serve, post, watch, download, load, compare"
+    parser = commands.add_parser("demo", help=text, description=text)
+    parser.add_argument("--folder", type=Path, help="where data and student go (default: a new temporary folder)")
+    parser.set_defaults(run=_run_demo, url="the demo's server")
+
+
+def _run_demo(args: argparse.Namespace) -> int:
+    from service import demo
+
+    return demo.run((args.folder or Path(tempfile.mkdtemp(prefix="etd-demo-"))).resolve())
+
+
+# ---- the client
+
+
+def _client_parser(commands: Any, name: str, text: str, *, job: bool = True) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    if job:
+        parser.add_argument("job", help="the job's id")
+    parser.add_argument("--url", default=environment("URL", "http://127.0.0.1:8000"),
+                        help="the service (default: $ETD_JOBS_URL or %(default)s)")  # fmt: skip
+    return parser
+
+
+def _client(args: argparse.Namespace) -> Client:
+    return Client(args.url, key=environment("KEY"))
+
+
+def _submit(commands: Any) -> None:
+    parser = _client_parser(commands, "submit", "make a job of a spec, given as flags or as a JSON file", job=False)
+    parser.add_argument("--file", type=Path, help="a JSON file with the spec; flags win over it")
+    parser.add_argument("--watch", action="store_true", help="follow the job until it has ended")
+    parser.add_argument("--quiet", action="store_true", help="print the job's id only")
+    flags.add(parser)
+    parser.set_defaults(run=_run_submit)
+
+
+def _run_submit(args: argparse.Namespace) -> int:
+    base = json.loads(args.file.read_bytes()) if args.file else {}
+    for name in (*base, "layers", "hidden"):
+        if name in base and not hasattr(args, name):
+            setattr(args, name, base[name])
+    job = flags.read(args)
+    with _client(args) as client:
+        made = client.create(job.model_dump(mode="json", exclude_unset=True))
+        print(made["id"])
+        if not args.quiet:
+            _describe(Console(stderr=True), made)
+        return _follow(client, made["id"], quiet=args.quiet) if args.watch else 0
+
+
+def _list(commands: Any) -> None:
+    parser = _client_parser(commands, "list", "list jobs, the newest first", job=False)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_run_list)
+
+
+def _run_list(args: argparse.Namespace) -> int:
+    with _client(args) as client:
+        jobs = client.list()
+    if args.json:
+        print(json.dumps(jobs, indent=2))
+        return 0
+    table = Table("job", "status", "student", "parameters", "step", "loss", "ETA", box=None)
+    for job in jobs:
+        student, progress = job["student"] or {}, job["progress"] or {}
+        table.add_row(
+            job["id"],
+            job["status"],
+            f"{student['layers']}L-{student['hidden']}" if student else "",
+            f"{student['parameters'] / 1e6:.1f} M" if student else "",
+            f"{progress['step']}/{progress['steps']}" if progress else "",
+            f"{progress['loss']:.4g}" if "loss" in progress else "",
+            f"{progress['eta_seconds']:.0f} s" if job["status"] == "running" and "eta_seconds" in progress else "",
+        )
+    Console().print(table)
+    return 0
+
+
+def _show(commands: Any) -> None:
+    _client_parser(commands, "show", "print a job as JSON").set_defaults(run=_run_show)
+
+
+def _run_show(args: argparse.Namespace) -> int:
+    with _client(args) as client:
+        print(json.dumps(client.get(args.job), indent=2))
+    return 0
+
+
+def _watch(commands: Any) -> None:
+    parser = _client_parser(commands, "watch", "follow a job until it has ended")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=_run_watch)
+
+
+def _run_watch(args: argparse.Namespace) -> int:
+    with _client(args) as client:
+        return _follow(client, args.job, quiet=args.quiet)
+
+
+def _follow(client: Client, job_id: str, *, quiet: bool) -> int:
+    """Show progress until the end; 0 if the job succeeded."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+               TextColumn("{task.fields[numbers]}"))  # fmt: skip
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
+        line: TaskID | None = None
+        for event in client.events(job_id):
+            if event["type"] in ("attempt", "step"):
+                if line is None:
+                    line = bar.add_task("distils", total=event["steps"], numbers="")
+                numbers = ""
+                if event["type"] == "step":
+                    numbers = (
+                        f"loss {event['loss']:.4g}  {event['tokens_per_second']:.0f} tokens/s  "
+                        f"{event['eta_seconds']:.0f} s left"
+                    )
+                bar.update(line, completed=event["step"], total=event["steps"], numbers=numbers)
+            elif event["type"] == "status" and not quiet:
+                console.print(f"{job_id} is {event['status']}")
+            elif event["type"] == "validation" and not quiet:
+                console.print(f"held-out loss after {event['step']} steps: {event['loss']:.4g}")
+    job = client.get(job_id)
+    if job["status"] == "succeeded":
+        return 0
+    console.print(*job["log_tail"], sep="\n", markup=False, highlight=False)
+    if job["error"]:
+        console.print(f"{job['error']['code']}: {job['error']['message']}", markup=False)
+    return 1
+
+
+def _cancel(commands: Any) -> None:
+    _client_parser(commands, "cancel", "end a job").set_defaults(run=_run_cancel)
+
+
+def _run_cancel(args: argparse.Namespace) -> int:
+    with _client(args) as client:
+        job = client.cancel(args.job)
+    print(f"{job['id']} is {job['status']}" + (", and asked to leave" if job["asked"] else ""))
+    return 0
+
+
+def _pull(commands: Any) -> None:
+    parser = _client_parser(commands, "pull", "download a student, checked against its sha256; continues when cut off")
+    parser.add_argument("folder", type=Path, nargs="?", help="where to (default: a folder named like the job)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=_run_pull)
+
+
+def _run_pull(args: argparse.Namespace) -> int:
+    folder = args.folder or Path(args.job)
+    console = Console(stderr=True)
+    with (
+        _client(args) as client,
+        Progress(BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console,
+                 disable=args.quiet or not console.is_terminal) as bar,
+    ):  # fmt: skip
+        line = bar.add_task("", total=None)
+        client.pull(args.job, folder, progress=lambda done, total: bar.update(line, completed=done, total=total))
+    print(folder)
+    return 0
+
+
+def _describe(console: Console, job: dict[str, Any]) -> None:
+    student = job["student"]
+    console.print(
+        f"student {student['layers']}L-{student['hidden']} ({student['heads']} heads, FFN {student['ffn']}): "
+        f"{student['parameters'] / 1e6:.1f} M parameters, {student['compression']:.2f} times fewer than its teacher, "
+        f"extracted in {student['extraction_seconds']:.1f} s; {job['status']}",
+        highlight=False,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""A small typed client of the job service, over HTTP."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+from typing_extensions import Self
+
+from etd_ds.contract import rundir
+
+ENDED = frozenset(("succeeded", "failed", "cancelled"))
+_RECONNECT_SECONDS = 1.0
+_RECONNECTS = 60
+
+
+class ServiceError(Exception):
+    """The service answered with a problem; `problem` is its document, `status` the HTTP status."""
+
+    def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
+        super().__init__(str(problem.get("detail") or problem.get("title") or f"HTTP {status}"))
+        self.status = status
+        self.problem = problem
+
+    @property
+    def fields(self) -> list[str]:
+        """The fields of the request that were refused."""
+        return [str(one["field"]) for one in self.problem.get("errors", []) if one.get("field")]
+
+
+class Client:
+    """The service at `url`. Creating a job may take as long as its extraction, so that call has no time limit."""
+
+    def __init__(self, url: str = "http://127.0.0.1:8000", *, key: str = "", timeout: float = 30.0) -> None:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def create(self, spec: Mapping[str, Any]) -> dict[str, Any]:
+        """Make a job of a spec: `{"layers": 3, "hidden": 192}`. Returns when the student has been extracted."""
+        return self._json("POST", "/v1/jobs", json=dict(spec), timeout=None)
+
+    def get(self, job_id: str) -> dict[str, Any]:
+        """The job as JSON."""
+        return self._json("GET", f"/v1/jobs/{job_id}")
+
+    def list(self) -> builtins.list[dict[str, Any]]:
+        """The newest jobs first."""
+        found: builtins.list[dict[str, Any]] = self._json("GET", "/v1/jobs")["data"]
+        return found
+
+    def cancel(self, job_id: str) -> dict[str, Any]:
+        """End the job; the answer may still say `running`, with `asked` = `cancel`."""
+        return self._json("POST", f"/v1/jobs/{job_id}/cancel")
+
+    def log(self, job_id: str, lines: int = 1000) -> str:
+        """The last lines that the trainer printed."""
+        return self._checked(self._http.get(f"/v1/jobs/{job_id}/log", params={"lines": lines})).text
+
+    def events(self, job_id: str, after: int | None = None) -> Iterator[dict[str, Any]]:
+        """Events from offset `after` on until the job has ended, each with its `id`; connects anew when cut off."""
+        failures = 0
+        while True:
+            try:
+                for event in self._events_once(job_id, after):
+                    failures = 0
+                    after = event["id"]
+                    yield event
+                    if event["type"] == "status" and event["status"] in ENDED:
+                        return
+            except httpx.TransportError:
+                pass
+            failures += 1
+            if failures > _RECONNECTS:
+                raise ServiceError(0, {"detail": f"{self._http.base_url} does not answer any more"})
+            time.sleep(_RECONNECT_SECONDS)
+
+    def wait(self, job_id: str) -> dict[str, Any]:
+        """The job, once it has ended."""
+        for _ in self.events(job_id):
+            pass
+        return self.get(job_id)
+
+    def pull(
+        self, job_id: str, folder: Path, *, progress: Callable[[int, int], None] | None = None
+    ) -> builtins.list[Path]:
+        """Download the student's files into `folder`, check their sha256, continue what was cut off before."""
+        job = self.get(job_id)
+        if job["result"] is None:
+            raise ServiceError(409, {"detail": f"{job_id} is {job['status']}, so it has no student to download"})
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {name: rundir.FileDigest(size=one["size"], sha256=one["sha256"])
+                 for name, one in job["result"]["files"].items()}  # fmt: skip
+        total, done = sum(one.size for one in files.values()), 0
+        found = []
+        for name, digest in sorted(files.items()):
+            if Path(name).name != name:
+                raise ServiceError(0, {"detail": f"the service names a file {name!r}, which is no plain name"})
+            target = folder / name
+            if not (target.is_file() and rundir.digest(target) == digest):
+                self._pull_file(job_id, target, digest, _shifted(progress, done, total))
+            done += digest.size
+            if progress is not None:
+                progress(done, total)
+            found.append(target)
+        return found
+
+    def _pull_file(self, job_id: str, target: Path, digest: rundir.FileDigest, progress: Callable[[int], None]) -> None:
+        part = target.with_name(f".{target.name}.part")
+        for _ in range(_RECONNECTS):
+            have = part.stat().st_size if part.exists() else 0
+            if have >= digest.size:
+                break
+            headers = {"Range": f"bytes={have}-", "If-Range": f'"{digest.sha256}"'} if have else {}
+            with (
+                contextlib.suppress(httpx.TransportError),
+                self._http.stream("GET", f"/v1/jobs/{job_id}/student/{target.name}", headers=headers) as response,
+            ):
+                if response.is_error:
+                    response.read()
+                    self._checked(response)
+                with part.open("ab" if response.status_code == 206 else "wb") as out:
+                    for chunk in response.iter_bytes(1 << 20):
+                        out.write(chunk)
+                        progress(out.tell())
+        if digest.size == 0:
+            part.touch()
+        if not part.exists() or rundir.digest(part) != digest:
+            part.unlink(missing_ok=True)
+            raise ServiceError(0, {"detail": f"{target.name}: what arrived has not the sha256 that was published"})
+        part.replace(target)
+
+    def _events_once(self, job_id: str, after: int | None) -> Iterator[dict[str, Any]]:
+        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": str(after)} if after is not None else {})
+        with self._http.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers, timeout=60.0) as response:
+            if response.is_error:
+                response.read()
+                self._checked(response)
+            event: dict[str, str] = {}
+            for line in response.iter_lines():
+                if line and not line.startswith(":"):
+                    name, _, value = line.partition(": ")
+                    event[name] = value
+                elif not line and "data" in event:
+                    yield {"id": int(event.get("id", after or 0)), **json.loads(event["data"])}
+                    event = {}
+
+    def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        found: dict[str, Any] = self._checked(self._http.request(method, path, **options)).json()
+        return found
+
+    def _checked(self, response: httpx.Response) -> httpx.Response:
+        if response.is_success:
+            return response
+        problem: Mapping[str, Any] = {}
+        with contextlib.suppress(ValueError):
+            problem = response.json()
+        raise ServiceError(response.status_code, problem if isinstance(problem, dict) else {})
+
+
+def _shifted(progress: Callable[[int, int], None] | None, base: int, total: int) -> Callable[[int], None]:
+    """Progress of one file as progress of all."""
+
+    def report(done: int) -> None:
+        if progress is not None:
+            progress(base + done, total)
+
+    return report

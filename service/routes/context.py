@@ -1,0 +1,76 @@
+"""What every route works with: the parts of the server, found on the request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from etd_ds.contract import rundir
+from service.admission import Admission
+from service.extraction import Extractor
+from service.problems import Problem
+from service.settings import Settings
+from service.store import Job, Store
+
+
+@dataclass
+class Context:
+    """One server's parts."""
+
+    settings: Settings
+    store: Store
+    extractor: Extractor
+    admission: Admission
+    wake: Callable[[], None]
+    """Makes the scheduler look at once."""
+    scheduler_seen: Callable[[], float]
+    """When the scheduler last worked."""
+    draining: bool = False
+    """Set when the server is asked to go; open streams then end."""
+    version: str = field(default="")
+
+    def run(self, job: Job) -> rundir.RunDir:
+        return rundir.RunDir(self.settings.runs / job.id)
+
+    def job(self, job_id: str) -> Job:
+        """The job, or `Problem` 404."""
+        found = self.store.get(job_id)
+        if found is None:
+            raise Problem(404, "job_not_found", "There is no such job.")
+        return found
+
+
+def _context(request: Request) -> Context:
+    found: Context = request.app.state.context
+    return found
+
+
+Here = Annotated[Context, Depends(_context)]
+
+
+def prefix(request: Request) -> str:
+    """What stands before `/jobs` in links: a proxy's root path, and `/v1` when it was asked for."""
+    root = str(request.scope.get("root_path", "")).rstrip("/")
+    return root + ("/v1" if request.url.path.removeprefix(root).startswith("/v1/") else "")
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The request's body, or `Problem` 413 as soon as it is too large."""
+    body = b""
+    async for piece in request.stream():
+        body += piece
+        if len(body) > limit:
+            raise Problem(413, "request_too_large", f"A request's body may have {limit} bytes here.")
+    return body
+
+
+def student_folder(run: rundir.RunDir) -> tuple[Path, dict[str, rundir.FileDigest]]:
+    """The published student's folder and files, or `Problem` 409 while there is none."""
+    result = run.read_result()
+    if result is None:
+        raise Problem(409, "no_student_yet", "The job has not succeeded, so it has no student to download.")
+    return run.student, result.files

@@ -1,0 +1,76 @@
+"""Students as a tar and as single files, with ranges and strong tags."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response, StreamingResponse
+
+from service import artifacts
+from service.problems import Problem, documented
+from service.routes.context import Here, student_folder
+
+router = APIRouter(tags=["downloads"])
+
+_ANSWERS = documented(404, 409, 416) | {206: {"description": "A range"}, 304: {"description": "Not modified"}}
+
+
+@router.get("/jobs/{job_id}/student", response_class=StreamingResponse, responses=_ANSWERS)
+@router.head("/jobs/{job_id}/student", include_in_schema=False)
+def student_tar(job_id: str, request: Request, here: Here) -> Response:
+    """The student as a tar: the files of a Hugging Face folder, without a folder around them."""
+    job = here.job(job_id)
+    content = artifacts.tar(*student_folder(here.run(job)))
+    named = {"Content-Disposition": f'attachment; filename="student-{job.id}.tar"'}
+    return respond(request, content, "application/x-tar", named)
+
+
+@router.get("/jobs/{job_id}/student/{name}", response_class=StreamingResponse, responses=_ANSWERS)
+@router.head("/jobs/{job_id}/student/{name}", include_in_schema=False)
+def student_file(job_id: str, name: str, request: Request, here: Here) -> Response:
+    """One file of the student."""
+    folder, files = student_folder(here.run(here.job(job_id)))
+    content = artifacts.file(folder, name, files)
+    if content is None:
+        raise Problem(404, "file_not_found", f"The student has no such file; it has {', '.join(sorted(files))}.")
+    digest = base64.b64encode(bytes.fromhex(content.etag)).decode()
+    return respond(request, content, media_type(name), {"Repr-Digest": f"sha-256=:{digest}:"})
+
+
+def media_type(name: str) -> str:
+    """The media type of a student's file."""
+    ends = {".json": "application/json", ".txt": "text/plain; charset=utf-8", ".md": "text/markdown; charset=utf-8"}
+    return next((kind for end, kind in ends.items() if name.endswith(end)), "application/octet-stream")
+
+
+def respond(request: Request, content: artifacts.Content, kind: str, more: Mapping[str, str]) -> Response:
+    """The content, the range of it that was asked for, or only its headers [RFC 9110 §13, §14]."""
+    headers = {
+        "ETag": f'"{content.etag}"',
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, no-cache",
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "sandbox; default-src 'none'",
+        **more,
+    }
+    if artifacts.names_tag(request.headers.get("if-none-match", ""), content.etag):
+        return Response(status_code=304, headers=headers)
+    start, end, status = 0, content.size, 200
+    asked = request.headers.get("range")
+    current = request.headers.get("if-range", headers["ETag"]) == headers["ETag"]
+    if asked and current and request.method == "GET":
+        try:
+            part = artifacts.wanted_range(asked, content.size)
+        except ValueError as error:
+            raise Problem(
+                416, "bad_range", str(error), headers={"Content-Range": f"bytes */{content.size}", **headers}
+            ) from None
+        if part is not None:
+            start, end, status = *part, 206
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{content.size}"
+    headers["Content-Length"] = str(end - start)
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=headers, media_type=kind)
+    return StreamingResponse(content.read(start, end), status, headers=headers, media_type=kind)

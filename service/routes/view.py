@@ -1,0 +1,106 @@
+"""A job as JSON: what was asked, from its row; what happened, from its folder."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from etd_ds.contract import errors, rundir
+from service import tail
+from service.routes.context import Context
+from service.status import ENDED
+from service.store import Job
+
+LOG_LINES = 20
+
+
+def job_json(here: Context, job: Job, base: str, *, brief: bool = False) -> dict[str, Any]:
+    """The JSON of a job; `base` stands before `/jobs` in its links. `brief`, for lists, leaves the log lines out."""
+    run = here.run(job)
+    url = f"{base}/jobs/{job.id}"
+    links = {
+        "self": url,
+        "events": f"{url}/events",
+        "log": f"{url}/log",
+        "cancel": f"{url}/cancel",
+        "student": f"{url}/student",
+    }
+    result = run.read_result() if job.status == "succeeded" else None
+    return {
+        "id": job.id,
+        "status": job.status,
+        "spec": job.spec.model_dump(mode="json"),
+        "student": _student(run.plan),
+        "events": links["events"],
+        "links": links,
+        "labels": job.labels,
+        "priority": job.priority,
+        "created": _time(job.created),
+        "started": _time(job.started),
+        "ended": _time(job.ended),
+        "attempt": job.attempt,
+        "asked": job.wish or None,
+        "queue": _queue(here, job),
+        "progress": tail.progress(run.events),
+        "error": {"code": job.error_code, "message": job.error_message} if job.error_code else None,
+        "log_tail": tail.last_lines(run.log, LOG_LINES) if job.status in ENDED and not brief else [],
+        "result": None if result is None else _result(result, url),
+    }
+
+
+def _student(plan: Path) -> dict[str, Any] | None:
+    try:
+        found = _plan(plan)
+    except errors.RunFolderError:
+        return None
+    return {
+        "layers": found.student.layers,
+        "hidden": found.student.hidden,
+        "heads": found.student.heads,
+        "ffn": found.student.ffn,
+        "parameters": found.student_parameters,
+        "teacher_parameters": found.teacher_parameters,
+        "compression": found.compression,
+        "teacher_layers": list(found.teacher_layers),
+        "teacher": found.teacher.model_dump(),
+        "teacher_sha256": found.teacher_sha256,
+        "extraction_seconds": found.seconds,
+        "scores_cached": found.scores_cached,
+    }
+
+
+@lru_cache(maxsize=4096)
+def _plan(path: Path) -> rundir.Plan:
+    """Plans are written once, so they are read once."""
+    return rundir.RunDir(path.parent).read_plan()
+
+
+def _queue(here: Context, job: Job) -> dict[str, Any] | None:
+    if job.status != "queued":
+        return None
+    ahead = here.store.ahead_of(job)
+    free = here.store.free_slots()
+    if ahead:
+        reason = f"{ahead} job{'s' if ahead > 1 else ''} before it"
+    elif free < job.ranks:
+        reason = f"needs {job.ranks} of {here.settings.slots} slots, {free} free"
+    elif job.retries:
+        reason = f"its trainer was lost; try {job.retries + 1} begins at {_time(job.not_before)}"
+    else:
+        reason = "about to start"
+    return {"position": ahead + 1, "reason": reason}
+
+
+def _result(result: rundir.Result, url: str) -> dict[str, Any]:
+    values = result.model_dump()
+    for name, digest in values["files"].items():
+        digest["url"] = f"{url}/student/{name}"
+    return values
+
+
+def _time(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,74 @@
+"""Stands in for `python -m etd_ds.worker`: same protocol, no torch. `cache/worker` tells it to misbehave."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from etd_ds.contract import errors, rundir, shape, spec, teachers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cache", type=Path, required=True)
+    cache: Path = parser.parse_args().cache
+    say({"ready": True, "pid": os.getpid()})
+    for line in sys.stdin:
+        asked = json.loads(line)
+        how = (cache / "worker").read_text() if (cache / "worker").exists() else ""
+        if how == f"die on {asked['verb']}":
+            os._exit(9)
+        if how == f"hang on {asked['verb']}":
+            (cache / "hangs").touch()
+            sys.stdin.read()
+            return
+        say({"id": asked["id"], "progress": {"stage": "score", "done": 1, "total": 2}})
+        try:
+            answer = check(asked["job"]) if asked["verb"] == "check" else extract(rundir.RunDir(Path(asked["run"])))
+            say({"id": asked["id"], "ok": answer})
+        except errors.EtdError as error:
+            say({"id": asked["id"], "error": error.as_dict()})
+
+
+def say(message: dict[str, object]) -> None:
+    print(json.dumps(message), flush=True)
+
+
+def shapes(job: spec.JobSpec) -> tuple[shape.EncoderShape, shape.EncoderShape]:
+    where = teachers.locate(job.teacher)
+    if isinstance(where, teachers.Hub):
+        raise errors.TeacherError(f"teacher: the hub has no {job.teacher!r}", got=job.teacher)
+    teacher = shape.from_config(json.loads((where / "config.json").read_text()))
+    return teacher, shape.student(job, teacher)
+
+
+def check(job: dict[str, object]) -> dict[str, object]:
+    teacher, student = shapes(spec.JobSpec.model_validate(job))
+    return {"teacher": teacher.model_dump(), "student": student.model_dump()}
+
+
+def extract(run: rundir.RunDir) -> dict[str, object]:
+    teacher, student = shapes(run.read_job())
+    with rundir.publishing(run.init) as folder:
+        (folder / "config.json").write_text("{}")
+    plan = rundir.Plan(
+        teacher=teacher,
+        student=student,
+        teacher_sha256="0" * 64,
+        corpus_sha256=None,
+        teacher_layers=(),
+        teacher_parameters=1000,
+        student_parameters=250,
+        compression=4.0,
+        seconds=0.01,
+        scores_cached=None,
+    )
+    rundir.publish_json(run.plan, plan)
+    return plan.model_dump(mode="json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""A real server process on loopback, with doubles for the two processes that would load torch."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from service.client import Client
+
+DOUBLES = Path(__file__).parent / "doubles"
+
+
+@dataclass
+class Server:
+    """One server on one data folder; it can be killed and started again."""
+
+    root: Path
+    options: tuple[str, ...] = ()
+    process: subprocess.Popen[str] | None = None
+    client: Client = field(default_factory=Client)
+    url: str = ""
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    def start(self, *more: str) -> Server:
+        command = [sys.executable, "-c", "import sys; from service.cli import main; sys.exit(main())", "serve"]
+        command += ["--port", "0", "--data-dir", str(self.root / "data"), "--cache", str(self.cache), "--cpu"]
+        command += ["--worker-command", shlex.join((sys.executable, str(DOUBLES / "worker.py")))]
+        command += ["--trainer-command", shlex.join((sys.executable, str(DOUBLES / "trainer.py")))]
+        command += ["--backoff", "0.01", *self.options, *more]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert self.process.stderr is not None
+        said = []
+        for line in self.process.stderr:
+            said.append(line)
+            if "listening on " in line:
+                self.url = line.split("listening on ")[1].split(",")[0]
+                break
+        else:
+            raise AssertionError("the server did not start:\n" + "".join(said))
+        self.client.close()
+        self.client = Client(self.url)
+        return self
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> str:
+        """Signal the server and wait for it; what it said on stderr since it listened."""
+        assert self.process is not None
+        self.process.send_signal(how)
+        said = self.process.communicate(timeout=60)[1]
+        return said
+
+    def behave(self, who: str, how: str) -> None:
+        self.cache.mkdir(parents=True, exist_ok=True)
+        (self.cache / who).write_text(how)
+
+    def run(self, job_id: str) -> Path:
+        return self.root / "data" / "jobs" / job_id

@@ -1,0 +1,241 @@
+"""The API of a real server over HTTP: what it answers, and what it refuses before any work."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import tarfile
+
+import httpx
+import pytest
+from server_process import Server
+
+from etd_ds.contract import teachers
+from service.client import ServiceError
+
+SMALL = {"layers": 3, "hidden": 192, "steps": 3}
+
+
+@pytest.fixture(scope="module")
+def http(tmp_path_factory):
+    """One server for all tests of this file that only ask."""
+    root = tmp_path_factory.mktemp("server")
+    (root / "bert").mkdir()
+    config = json.loads((teachers.embedded_folder() / "config.json").read_text())
+    (root / "bert" / "config.json").write_text(json.dumps(config))
+    (root / "gpt").mkdir()
+    (root / "gpt" / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
+    (root / "gpt" / "model.safetensors").touch()
+    server = Server(root).start("--teacher", f"no-weights={root / 'bert'}", "--teacher", f"gpt={root / 'gpt'}",
+                                "--teacher", f"mini={teachers.embedded_folder()}")  # fmt: skip
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        client.server = server
+        yield client
+    server.client.close()
+    server.end()
+
+
+@pytest.fixture(scope="module")
+def done(http):
+    """A job that has succeeded."""
+    answer = http.post("/jobs", json=SMALL)
+    assert answer.status_code == 201
+    http.server.client.wait(answer.json()["id"])
+    return http.get(answer.headers["location"]).json()
+
+
+BAD = [
+    ({"layers": 7}, "layers"),
+    ({"layers": 0}, "layers"),
+    ({"layers": "3"}, "layers"),
+    ({"layers": 3.5}, "layers"),
+    ({"layers": True}, "layers"),
+    ({"layers": None}, "layers"),
+    ({"hidden": 100}, "hidden"),
+    ({"hidden": 10**9}, "hidden"),
+    ({"hidden": 10**30}, "hidden"),
+    ({"hidden": 768}, "hidden"),
+    ({"ffn": 10_000}, "ffn"),
+    ({"learning_rate": float("nan")}, "learning_rate"),
+    ({"learning_rate": float("inf")}, "learning_rate"),
+    ({"colour": "red"}, "colour"),
+    ({"mode": "magic"}, "mode"),
+    ({"steps": 1, "epochs": 1}, "steps"),
+    ({"layer_selection": [1, 2]}, "layer_selection"),
+    ({"teacher": "nobody/knows-this"}, "teacher"),
+    ({"teacher": "../../etc"}, "teacher"),
+    ({"teacher": "/etc"}, "teacher"),
+    ({"teacher": str(teachers.embedded_folder())}, "teacher"),
+    ({"teacher": "https://example.org/model"}, "teacher"),
+    ({"teacher": "gpt"}, "teacher"),
+    ({"teacher": "no-weights"}, "teacher"),
+    ({"corpus": "/etc/passwd"}, "corpus"),
+    ({"corpus": "text.txt"}, "corpus"),
+    ({"gpus": 3, "batch_size": 3}, "gpus"),
+    ({"nodes": 2}, "nodes"),
+    ({"deepspeed": "no_such_config"}, "deepspeed"),
+    ({"labels": {"a": 1}}, "labels"),
+    ({"priority": 1000}, "priority"),
+]
+
+
+@pytest.mark.parametrize(("change", "field"), BAD, ids=[json.dumps(change)[:40] for change, _ in BAD])
+def test_bad_specs_are_refused_by_name_before_any_work(http, change, field):
+    folders = sorted(path.name for path in (http.server.root / "data").glob("*/*"))
+    answer = http.post("/jobs", content=json.dumps({**SMALL, **change}))
+    assert answer.status_code == 422, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["errors"][0]["field"] == field
+    assert problem["errors"][0]["message"].startswith(field)
+    assert problem["status"] == 422
+    assert problem["code"]
+    assert folders == sorted(path.name for path in (http.server.root / "data").glob("*/*"))
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"3", b'"x"', b"\xff\xfe", b"[" * 20_000, b"{} {}"])
+def test_a_body_that_is_no_json_object(http, body):
+    answer = http.post("/jobs", content=body)
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, None)
+
+
+def test_a_body_that_is_too_large(http):
+    answer = http.post("/jobs", content=b" " * 100_000)
+    assert (answer.status_code, answer.json()["code"]) == (413, "request_too_large")
+
+
+def test_missing_fields_are_all_named(http):
+    answer = http.post("/jobs", json={})
+    assert {error["field"] for error in answer.json()["errors"]} == {"layers", "hidden"}
+
+
+@pytest.mark.parametrize("path", ["/jobs/job-0", "/jobs/..%2f..", "/nothing", "/jobs/x/events", "/jobs/x/student/y"])
+def test_what_is_not_there_is_a_404_problem(http, path):
+    answer = http.get(path)
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+
+
+def test_a_job_shows_what_was_asked_and_what_came_of_it(http, done):
+    assert {"id", "status", "spec", "student", "events", "links"} <= done.keys()
+    assert (done["status"], done["spec"]["layers"], done["spec"]["teacher"]) == ("succeeded", 3, "embedded")
+    assert {"layers", "hidden", "heads", "ffn", "parameters", "compression", "extraction_seconds"} <= done[
+        "student"
+    ].keys()
+    assert done["progress"]["step"] == 3
+    assert done["result"]["files"]["config.json"]["url"] == f"/jobs/{done['id']}/student/config.json"
+    for name, link in done["links"].items():
+        if name != "cancel":
+            assert http.get(link).status_code == 200, name
+    assert http.get(f"/v1/jobs/{done['id']}").json()["links"]["self"] == f"/v1/jobs/{done['id']}"
+    assert done["id"] in [job["id"] for job in http.get("/jobs").json()["data"]]
+
+
+def test_an_alias_stays_an_alias_to_those_who_ask(http):
+    job = http.post("/jobs", json={**SMALL, "teacher": "mini"}).json()
+    assert job["spec"]["teacher"] == "mini"
+    inside = json.loads((http.server.run(job["id"]) / "job.json").read_text())
+    assert inside["teacher"] == str(teachers.embedded_folder())
+    http.server.client.wait(job["id"])
+
+
+def test_the_tar_and_the_files_are_the_student(http, done):
+    answer = http.get(done["links"]["student"])
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    with tarfile.open(fileobj=io.BytesIO(answer.content)) as tar:
+        assert set(tar.getnames()) == set(done["result"]["files"])
+        for name, digest in done["result"]["files"].items():
+            single = http.get(digest["url"])
+            assert single.content == tar.extractfile(name).read()
+            assert single.headers["etag"] == f'"{digest["sha256"]}"'
+    assert http.get(done["links"]["student"]).content == answer.content
+    assert http.head(done["links"]["student"]).headers["content-length"] == str(len(answer.content))
+
+
+def test_ranges_and_conditions(http, done):
+    url = f"/jobs/{done['id']}/student/model.safetensors"
+    full = http.get(url)
+    part = http.get(url, headers={"Range": "bytes=10-19"})
+    assert (part.status_code, part.content) == (206, full.content[10:20])
+    assert part.headers["content-range"] == f"bytes 10-19/{len(full.content)}"
+    tag = full.headers["etag"]
+    assert http.get(url, headers={"If-None-Match": tag}).status_code == 304
+    assert http.get(url, headers={"Range": "bytes=1-2", "If-Range": tag}).status_code == 206
+    assert http.get(url, headers={"Range": "bytes=1-2", "If-Range": '"other"'}).content == full.content
+    beyond = http.get(url, headers={"Range": "bytes=999999999-"})
+    assert (beyond.status_code, beyond.headers["content-range"]) == (416, f"bytes */{len(full.content)}")
+    assert http.get(url.replace("model.safetensors", "..%2f..%2fjob.json")).status_code == 404
+
+
+def test_events_replay_from_any_offset_as_stream_and_as_list(http, done):
+    url = done["links"]["events"]
+    listed = http.get(url, headers={"Accept": "application/json"}).json()
+    assert listed["status"] == "succeeded"
+    assert [event["step"] for event in listed["data"] if event["type"] == "step"] == [1, 2, 3]
+    streamed = list(http.server.client.events(done["id"]))
+    assert streamed[:-1] == listed["data"]
+    assert (streamed[-1]["type"], streamed[-1]["status"]) == ("status", "succeeded")
+    for event, following in zip(listed["data"], listed["data"][1:], strict=False):
+        assert next(http.server.client.events(done["id"], after=event["id"])) == following
+        rest = http.get(url, headers={"Accept": "application/json"}, params={"after": event["id"]}).json()
+        assert rest["data"][0] == following
+    assert http.get(url, headers={"Last-Event-ID": "abc"}).status_code == 422
+
+
+def test_pull_checks_what_arrives_and_continues(http, done, tmp_path):
+    http.server.client.pull(done["id"], tmp_path)
+    name, digest = "vocab.txt", done["result"]["files"]["vocab.txt"]
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).unlink()
+    (tmp_path / f".{name}.part").write_bytes(whole[:100])
+    http.server.client.pull(done["id"], tmp_path)
+    assert (tmp_path / name).read_bytes() == whole
+    (tmp_path / name).unlink()
+    (tmp_path / f".{name}.part").write_bytes(b"wrong" * 20)
+    with pytest.raises(ServiceError, match="sha256"):
+        http.server.client.pull(done["id"], tmp_path)
+    assert digest["size"] == len(whole)
+
+
+def test_the_server_says_what_it_is(http):
+    assert http.get("/").json()["name"] == "etd-ds"
+    health = http.get("/healthz").json()
+    assert health["status"] == "ok"
+    schema = http.get("/openapi.json").json()
+    assert "JobRequest" in schema["components"]["schemas"]
+    assert http.put("/jobs").status_code == 405
+
+
+def test_a_worker_that_dies_is_started_again_and_leaves_nothing(server):
+    server.start()
+    server.behave("worker", "die on extract")
+    with pytest.raises(ServiceError) as refused:
+        server.client.create(SMALL)
+    assert (refused.value.status, refused.value.problem["code"]) == (503, "extraction_failed")
+    assert server.client.list() == []
+    assert list((server.root / "data" / "incoming").iterdir()) == []
+    server.behave("worker", "")
+    server.client.wait(server.client.create(SMALL)["id"])
+
+
+def test_an_extraction_has_a_time_limit(server):
+    server.start("--extraction-timeout", "0.5")
+    server.behave("worker", "hang on extract")
+    with pytest.raises(ServiceError) as refused:
+        server.client.create(SMALL)
+    assert refused.value.problem["code"] == "extraction_timeout"
+
+
+def test_a_server_killed_while_extracting_leaves_no_half_job(server):
+    server.start("--extraction-timeout", "60")
+    server.behave("worker", "hang on extract")
+    with httpx.Client(base_url=server.url) as http, pytest.raises(httpx.TimeoutException):
+        http.post("/jobs", json=SMALL, timeout=1.0)
+    assert len(list((server.root / "data" / "incoming").iterdir())) == 1
+    server.end(signal.SIGKILL)
+    (server.run("job-orphan")).mkdir()
+    server.behave("worker", "")
+    server.start()
+    assert server.client.list() == []
+    assert list((server.root / "data" / "incoming").iterdir()) == []
+    assert not server.run("job-orphan").exists()
