@@ -14,7 +14,8 @@ import torch
 
 from etd_ds.bert.encoder import Packed
 from etd_ds.contract import errors, events, spec
-from etd_ds.data.batch import Batch, Row, collate
+from etd_ds.data.batch import Batch, collate
+from etd_ds.data.corpus import Row
 from etd_ds.distill import inputs
 from etd_ds.distill.module import Distiller, Guide
 from etd_ds.distill.schedule import learning_rate

@@ -12,5 +12,5 @@ def learning_rate(update: int, *, updates: int, peak: float, warmup_ratio: float
     """
     warm = math.ceil(warmup_ratio * updates)
     if update <= warm:
-        return peak * update / warm
-    return peak * (updates - update + 1) / (updates - warm + (1 if warm else 0))
+        return peak * (update / warm)
+    return peak * ((updates - update + 1) / (updates - warm + (1 if warm else 0)))

@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from etd_ds.engine.config import Hardware
 
 # A peer that is silent for so long is gone: torch's own default is half an hour.
 TIMEOUT = datetime.timedelta(seconds=180)
+# So long rank 0 waits for the others to have heard its verdict.
+PARTING = datetime.timedelta(seconds=20)
 
 
 @dataclass(frozen=True)
@@ -40,16 +43,20 @@ class Ranks:
         """
         store = dist.distributed_c10d._get_default_store()
         if self.first:
+            verdict: dict[str, Any] = {"error": {"message": "rank 0 crashed"}}
             try:
                 verdict = {"ok": work()}
             except errors.EtdError as error:
-                store.set(name, json.dumps({"error": error.as_dict()}))
+                verdict = {"error": error.as_dict()}
                 raise
-            store.set(name, json.dumps(verdict))
+            finally:
+                # this rank may end right after, and the store with it: the others must have heard
+                store.set(name, json.dumps(verdict))
+                _wait(lambda: store.add(f"{name} heard", 0) >= self.world_size - 1, PARTING)
             return verdict["ok"]
-        while not store.check([name]):
-            time.sleep(0.1)
+        _wait(lambda: store.check([name]), None)
         verdict = json.loads(store.get(name))
+        store.add(f"{name} heard", 1)
         if "error" in verdict:
             raise errors.EtdError(verdict["error"]["message"])
         return verdict["ok"]
@@ -65,6 +72,12 @@ class Ranks:
         self.sum(torch.zeros(1, device=self.device))
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _wait(condition: Callable[[], bool], limit: datetime.timedelta | None) -> None:
+    until = None if limit is None else time.monotonic() + limit.total_seconds()
+    while not condition() and (until is None or time.monotonic() < until):
+        time.sleep(0.02)
 
 
 def hardware() -> Hardware:
@@ -83,6 +96,8 @@ def join() -> Ranks:
     """Meet the other ranks. RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT say who and where."""
     import deepspeed
 
+    # DeepSpeed calls names that torch 2.13 has renamed: nothing that a user could change
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     # the further groups that DeepSpeed makes take this default, whatever is passed to init_distributed
     dist.distributed_c10d.default_pg_timeout = TIMEOUT
     local_rank = int(os.environ["LOCAL_RANK"])

@@ -1,0 +1,176 @@
+"""Whole runs with real processes and the real DeepSpeed engine: resume, stop, fencing, bad input."""
+
+import json
+import random
+import shutil
+import signal
+
+import launching
+import pytest
+import torch
+from conftest import CONFIGS
+from transformers import AutoModel
+
+from etd_ds.contract import events, launch, rundir
+
+pytestmark = pytest.mark.slow
+
+
+def _train(run, cache, config="zero2", **options):
+    return launching.train(run.root, cache=cache, config=CONFIGS / f"{config}.json", **options)
+
+
+def _losses(run):
+    """step -> loss, the newest attempt's word for steps that were done twice."""
+    return {event.step: event.loss for event in events.read(run.events) if isinstance(event, events.Step)}
+
+
+def _of(run, kind):
+    return [event for event in events.read(run.events) if isinstance(event, kind)]
+
+
+@pytest.fixture(scope="module")
+def cache(small_world):
+    return small_world[2]
+
+
+@pytest.fixture(scope="module")
+def whole(make_run, cache):
+    """An uninterrupted run on 2 ranks."""
+    run = make_run()
+    assert _train(run, cache) == [launch.EXIT_DONE] * 2
+    return run
+
+
+def test_a_run_says_what_happens_and_ends_in_a_stock_student(whole):
+    result = whole.read_result()
+    assert set(result.files) == set(rundir.STUDENT_FILES)
+    assert all(rundir.digest(whole.student / name) == digest for name, digest in result.files.items())
+    assert [event.step for event in _of(whole, events.Validation)] == [0, 4, 8]
+    assert [event.step for event in _of(whole, events.Checkpoint)] == [3, 6, 8]
+    assert sorted(_losses(whole)) == list(range(1, 9))
+    for event in _of(whole, events.Step):
+        assert event.loss == pytest.approx(sum(event.terms.values()))
+        assert event.terms.keys() == {"attention", "hidden"}
+        assert event.grad_norm > 0
+    assert _of(whole, events.Step)[-1].tokens == result.tokens
+    assert _of(whole, events.End)[-1].outcome == "done"
+    assert result.validation_after["loss"] < result.validation_before["loss"]
+
+    model, loading = AutoModel.from_pretrained(
+        whole.student, add_pooling_layer=False, output_loading_info=True, attn_implementation="sdpa"
+    )
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    before = AutoModel.from_pretrained(whole.init, add_pooling_layer=False).state_dict()
+    assert all(not torch.equal(value, before[name]) for name, value in model.state_dict().items() if "query" in name)
+
+
+def test_a_finished_run_is_left_alone(whole, cache):
+    before = whole.events.read_bytes()
+    assert _train(whole, cache) == [launch.EXIT_DONE] * 2
+    assert whole.events.read_bytes() == before
+
+
+def test_killed_at_any_moment_it_continues_to_the_bit(whole, make_run, cache):
+    """SIGKILL between steps and at three places within a save, one after the other in one run."""
+    run, draw = make_run(), random.Random(0)
+    moments = [f"step {draw.randint(1, 3)}", "state 3", "rename 3", f"step {draw.randint(4, 6)}", "pointer 6"]
+    for moment in moments:
+        assert -signal.SIGKILL in _train(run, cache, fatal=moment), moment
+        assert run.read_result() is None
+    assert _train(run, cache) == [launch.EXIT_DONE] * 2
+    assert _losses(run) == _losses(whole)
+    assert [event.step for event in _of(run, events.Attempt)] == [0, 0, 0, 0, 3, 6]
+    ended, uninterrupted = run.read_result(), whole.read_result()
+    assert ended.files["model.safetensors"] == uninterrupted.files["model.safetensors"]
+    assert ended.validation_before == uninterrupted.validation_before
+    assert ended.validation_after == uninterrupted.validation_after
+    assert ended.tokens == uninterrupted.tokens
+    assert not list(run.checkpoints.glob(".*"))
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole, make_run, cache):
+    run = make_run()
+    shutil.copytree(whole.checkpoints, run.checkpoints)
+    for name in ("step-00000008/state.safetensors", "step-00000006/progress.json"):
+        content = bytearray((run.checkpoints / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (run.checkpoints / name).write_bytes(content)
+    assert _train(run, cache) == [launch.EXIT_DONE] * 2
+    assert [event.step for event in _of(run, events.Attempt)] == [3]
+    messages = [event.message for event in _of(run, events.Warn)]
+    assert ["step-00000008" in messages[0], "step-00000006" in messages[1]] == [True, True]
+    assert _losses(run) == {step: loss for step, loss in _losses(whole).items() if step > 3}
+
+
+def test_stopped_runs_continue_on_other_ranks_and_other_zero_stages(whole, make_run, cache):
+    """2 ranks → 1 → 2, ZeRO 1 → 3 → 0, each stopped by a signal: same batches, same losses up to rounding."""
+    run = make_run(dropout=0.0)
+    plain = make_run(dropout=0.0)
+    assert _train(plain, cache, "zero0", world_size=1) == [launch.EXIT_DONE]
+    for config, world_size, number in (("zero1", 2, signal.SIGTERM), ("zero3", 1, signal.SIGUSR1)):
+        ranks = launching.start(run.root, cache=cache, config=CONFIGS / f"{config}.json", world_size=world_size)
+        _signal_after_a_step(run, ranks[-1], number)
+        assert launching.finish(ranks) == [launch.EXIT_STOPPED] * world_size
+        last = _of(run, events.End)[-1]
+        assert last.outcome == "stopped"
+        assert last.step == _of(run, events.Checkpoint)[-1].step
+    assert _train(run, cache, "zero0") == [launch.EXIT_DONE] * 2
+    for step, loss in _losses(plain).items():
+        assert _losses(run)[step] == pytest.approx(loss, rel=1e-5)
+    starts = [event.step for event in _of(run, events.Attempt)]
+    assert starts == sorted(starts)
+
+
+def _signal_after_a_step(run, process, number):
+    """Signal one rank as soon as this attempt has said its first step."""
+    begun = run.events.stat().st_size
+    while not any(isinstance(event, events.Step) for event in events.read(run.events, begun)):
+        process.join(0.02)
+        assert process.exitcode is None
+    import os
+
+    os.kill(process.pid, number)
+
+
+def test_a_newer_attempt_ends_the_older_one(make_run, cache):
+    run = make_run(steps=10_000, checkpoint_every=10_000, validate_every=10_000)
+    ranks = launching.start(run.root, cache=cache, config=CONFIGS / "cpu.json", world_size=1)
+    while not _losses(run):
+        ranks[0].join(0.02)
+    rundir.publish_json(run.attempt, {"token": "somebody else's"})
+    assert launching.finish(ranks) == [launch.EXIT_BAD_INPUT]
+    assert not run.checkpoints.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "config", "code", "says"),
+    [
+        ({"precision": "fp16"}, "zero2", "hardware", "fp16"),
+        ({"precision": "bf16"}, "zero0", "bad_deepspeed_config", "zero1"),
+        ({"batch_size": 3, "micro_batch_size": 1}, "zero2", "bad_input", "3 sequences"),
+        ({"corpus": "/nowhere/text.txt"}, "zero2", "bad_corpus", "/nowhere/text.txt"),
+    ],
+)
+def test_bad_input_ends_all_ranks_with_one_clear_line(make_run, cache, changes, config, code, says):
+    run = make_run(**changes)
+    codes = _train(run, cache, config)
+    assert codes[0] == launch.EXIT_BAD_INPUT
+    assert codes[1] != launch.EXIT_DONE
+    end = _of(run, events.End)[-1]
+    assert (end.outcome, end.code) == ("failed", code)
+    assert says in end.message
+
+
+def test_a_run_that_diverges_stops_and_says_where(make_run, cache):
+    run = make_run(learning_rate=1.0, warmup_ratio=0.0, steps=200, max_grad_norm=1e9)
+    assert _train(run, cache, "cpu", world_size=1) == [launch.EXIT_BAD_INPUT]
+    end = _of(run, events.End)[-1]
+    assert end.code == "training_failed"
+    assert "learning_rate" in end.message
+
+
+def test_json_of_the_attempt_names_the_process_to_signal(whole):
+    claim = json.loads(whole.attempt.read_bytes())
+    assert claim.keys() == {"token", "host", "pid"}
