@@ -69,7 +69,7 @@ class Scheduler:
             self._reconcile(job)
         while not self._draining.is_set() and (new := self._store.claim(self._owner, self._settings.lease)):
             log.info("%s starts, attempt %s", new.id, new.attempt)
-            self._executor.start(new.id, new.attempt, self._store.held(new.id))
+            self._executor.start(new.id, new.attempt, self._store.held(new.id), new.priority)
 
     def _reconcile(self, job: Job) -> None:
         settings = self._settings
@@ -82,26 +82,33 @@ class Scheduler:
             retry_killed=settings.retry_killed,
         )
         if verdict.action == "start":
-            self._executor.start(job.id, job.attempt, self._store.held(job.id))
+            self._executor.start(job.id, job.attempt, self._store.held(job.id), job.priority)
         elif verdict.action == "stop":
             self._executor.stop(job.id, job.attempt)
         if verdict.status == "running":
             return
-        verdict, message = self._explain(job, verdict)
+        verdict, message = self._explain(job, verdict, seen.words)
         wait = settings.backoff * 2**job.retries if verdict.code != "stopped" else 0.0
         if self._store.settle(job, self._owner, verdict, message=message, wait=wait):
             log.info("%s is %s %s", job.id, verdict.status, verdict.code)
 
-    def _explain(self, job: Job, verdict: status.Verdict) -> tuple[status.Verdict, str]:
+    def _explain(self, job: Job, verdict: status.Verdict, words: str) -> tuple[status.Verdict, str]:
         """A failure's code and message: the trainer's own words, if it was able to leave any."""
         if verdict.status != "failed":
             return verdict, ""
+        if verdict.code == "refused":
+            return verdict, words or status.MESSAGES["refused"]
         run = rundir.RunDir(self._settings.runs / job.id)
         if any("No space left on device" in line for line in tail.last_lines(run.log, 200)):
             verdict = verdict._replace(code="disk_full")
-        elif (end := tail.last_end(run.events)) and end.outcome == "failed" and end.message:
+        elif (
+            verdict.code in ("bad_input", "trainer_crashed")
+            and (end := tail.last_end(run.events))
+            and end.outcome == "failed"
+            and end.message
+        ):
             return verdict._replace(code=end.code or verdict.code), tail.clean(end.message)
-        return verdict, status.MESSAGES[verdict.code]
+        return verdict, " ".join(filter(None, (status.MESSAGES[verdict.code], words)))
 
 
 def sweep(settings: Settings, store: Store) -> None:

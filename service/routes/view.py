@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
@@ -43,6 +44,7 @@ def job_json(here: Context, job: Job, base: str, *, brief: bool = False) -> dict
         "attempt": job.attempt,
         "asked": job.wish or None,
         "queue": _queue(here, job),
+        "cluster": _cluster(run) if job.status == "running" else None,
         "progress": tail.progress(run.events),
         "error": {"code": job.error_code, "message": job.error_message} if job.error_code else None,
         "log_tail": tail.last_lines(run.log, LOG_LINES) if job.status in ENDED and not brief else [],
@@ -62,7 +64,7 @@ def _student(plan: Path) -> dict[str, Any] | None:
         "ffn": found.student.ffn,
         "parameters": found.student_parameters,
         "teacher_parameters": found.teacher_parameters,
-        "compression": found.compression,
+        "compression": found.teacher_parameters / found.student_parameters,
         "teacher_layers": list(found.teacher_layers),
         "teacher": found.teacher.model_dump(),
         "teacher_sha256": found.teacher_sha256,
@@ -91,6 +93,15 @@ def _queue(here: Context, job: Job) -> dict[str, Any] | None:
     else:
         reason = "about to start"
     return {"position": ahead + 1, "reason": reason}
+
+
+def _cluster(run: rundir.RunDir) -> dict[str, Any] | None:
+    """What the cluster last said of the attempt; none when there is no cluster."""
+    try:
+        found: dict[str, Any] = json.loads((run.root / "slurm" / "state.json").read_bytes())
+    except FileNotFoundError:
+        return None
+    return found
 
 
 def _result(result: rundir.Result, url: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
-from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
 
 from etd_ds.contract import events
 from service.problems import Problem, documented
@@ -69,11 +69,11 @@ async def _stream(here: Context, job_id: str, offset: int) -> AsyncIterator[byte
         for line in events.lines(here.run(job).events, offset):
             offset, silent = line.end, 0.0
             if _whole(line):
-                yield format_sse_event(data_str=line.text, event=json.loads(line.text)["type"], id=str(offset))
+                yield _sent(offset, json.loads(line.text)["type"], line.text)
         if job.status != told:
             told, silent = job.status, 0.0
             data = {"type": "status", "status": job.status, "error": job.error_code or None}
-            yield format_sse_event(data_str=json.dumps(data), event="status", id=str(offset))
+            yield _sent(offset, "status", json.dumps(data))
         if told in ENDED or here.draining:
             return
         await asyncio.sleep(_LOOK_SECONDS)
@@ -81,6 +81,11 @@ async def _stream(here: Context, job_id: str, offset: int) -> AsyncIterator[byte
         if silent >= _PING_SECONDS:
             silent = 0.0
             yield KEEPALIVE_COMMENT
+
+
+def _sent(offset: int, kind: str, text: str) -> bytes:
+    """One server-sent event; its id first, for readers that take the lines as they come."""
+    return f"id: {offset}\nevent: {kind}\ndata: {text}\n\n".encode()
 
 
 def _whole(line: events.Line) -> bool:

@@ -81,6 +81,7 @@ def test_a_wish_is_granted_once_nothing_lives():
         (Seen(True, exit_code=-9), (True, True), Verdict("queued", "", "trainer_killed")),
         (Seen(True, exit_code=137), (False, True), Verdict("failed", "", "trainer_killed")),
         (Seen(True, exit_code=1), (True, True), Verdict("failed", "", "trainer_crashed")),
+        (Seen(refused=True), (True, True), Verdict("failed", "", "refused")),
     ],
 )
 def test_how_an_attempt_without_result_ends(seen, tries, expected):
