@@ -19,7 +19,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sentences", type=int, default=200, metavar="N", help="held-out sentences to embed (default: %(default)s)"
     )
-    parser.add_argument("--cache", type=Path, default=launch.default_cache(), metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "--cache", type=Path, default=launch.default_cache(), metavar="DIR", help="default: %(default)s"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
 
 
