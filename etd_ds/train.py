@@ -28,7 +28,7 @@ import ctypes
 import signal
 import traceback
 
-from etd_ds.contract import errors, events, flags, launch, rundir
+from etd_ds.contract import cluster, errors, events, flags, launch, rundir
 from etd_ds.distill.stopping import Stop, Stopped
 from etd_ds.stages import folder
 from etd_ds.stages.attempt import Attempt
@@ -125,6 +125,7 @@ def _parse(argv: list[str] | None, *, quiet: bool) -> argparse.Namespace:
 
 def _environment() -> None:
     """What a launcher leaves open: a rank alone when there is none, threads, and who ends us."""
+    os.environ |= cluster.slurm_env(os.environ)
     if "RANK" not in os.environ:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         os.environ["MASTER_PORT"] = str(launch.free_port())

@@ -91,10 +91,14 @@ class Admission:
             raise
 
     def _check_machine(self, job: spec.JobSpec) -> None:
-        if job.nodes > 1:
-            raise _refuse("nodes", job.nodes, "1: this server runs jobs on its own machine only")
-        if job.world_size > self._settings.slots:
-            raise _refuse("gpus", job.gpus, f"1 to {self._settings.slots}, which is what this server has")
+        settings = self._settings
+        if job.nodes > settings.job_nodes:
+            mine = "this server runs jobs on its own machine only"
+            most = f"1 to {settings.job_nodes}, which is what this server's cluster allows"
+            raise _refuse("nodes", job.nodes, most if settings.slurm else f"1: {mine}")
+        if job.gpus > settings.job_gpus or job.world_size > settings.slots:
+            most_gpus = min(settings.job_gpus, settings.slots // job.nodes)
+            raise _refuse("gpus", job.gpus, f"1 to {most_gpus}, which is what this server has")
         if not launch.ds_config(job).is_file():
             there = sorted(path.stem for path in launch.ds_config(job).parent.glob("*.json"))
             raise _refuse("deepspeed", job.deepspeed, f"one of {', '.join(there)}")

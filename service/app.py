@@ -18,7 +18,9 @@ from fastapi.openapi.utils import get_openapi
 from etd_ds import __version__
 from service import problems
 from service.admission import Admission, JobRequest
+from service.executors import Executor
 from service.executors.local import LocalExecutor
+from service.executors.slurm import SlurmExecutor
 from service.extraction import Extractor
 from service.routes import downloads, health, jobs, watch
 from service.routes.context import Context
@@ -34,7 +36,8 @@ def create_app(settings: Settings) -> FastAPI:
     settings.prepare()
     store = Store(settings.database_url)
     extractor = Extractor(settings)
-    scheduler = Scheduler(settings, store, LocalExecutor(settings))
+    executor: Executor = SlurmExecutor(settings) if settings.slurm else LocalExecutor(settings)
+    scheduler = Scheduler(settings, store, executor)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -19,6 +19,7 @@ from rich.table import Table
 from etd_ds import __version__
 from etd_ds.contract import errors, flags, launch
 from service.client import Client, ServiceError
+from service.executors import slurm_flags
 from service.settings import CPU_SLOTS, Settings, cuda_devices, environment
 
 
@@ -72,6 +73,7 @@ def _serve(commands: Any) -> None:
         default = Settings.__dataclass_fields__[name.replace("-", "_")].default
         parser.add_argument(f"--{name}", type=kind, default=default, metavar="X", help=f"{text} (default: %(default)s)")
     parser.add_argument("--retry-killed", action="store_true", help="treat killed trainers like lost ones")
+    slurm_flags.add(parser)
     parser.add_argument("--worker-command", type=shlex.split, default=[], help=argparse.SUPPRESS)
     parser.add_argument("--trainer-command", type=shlex.split, default=[], help=argparse.SUPPRESS)
     parser.set_defaults(run=_run_server, url="")
@@ -82,8 +84,11 @@ def _run_server(args: argparse.Namespace) -> int:
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    gpus = 0 if args.cpu else cuda_devices()
-    slots = args.slots if args.slots is not None else gpus or CPU_SLOTS
+    slurm = slurm_flags.read(args)
+    gpus = 0 if args.cpu or slurm else cuda_devices()
+    # a cluster is given more than it can run at once, so that it can choose
+    default = 4 * slurm.nodes * slurm.gpus_per_node if slurm else gpus or CPU_SLOTS
+    slots = args.slots if args.slots is not None else default
     if slots < 1 or (gpus and slots > gpus):
         wanted = f"1 to {gpus} (the GPUs here)" if gpus else "1 or more"
         raise errors.EtdError(f"--slots: wanted {wanted}, got {slots}", field="slots", wanted=wanted, got=slots)
@@ -95,6 +100,7 @@ def _run_server(args: argparse.Namespace) -> int:
         database=args.database,
         slots=slots,
         gpus=gpus,
+        slurm=slurm,
         teachers={name: Path(path) for name, path in _aliases("--teacher", args.teacher, folder=True)},
         corpora=dict(_aliases("--corpus", args.corpus, folder=False)),
         hub=not args.no_hub,

@@ -4,12 +4,48 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from etd_ds.contract import launch
 
 CPU_SLOTS = 2
+
+
+@dataclass(frozen=True)
+class SlurmOptions:
+    """How attempts are handed to a Slurm cluster. Times are in seconds if their name does not say otherwise."""
+
+    nodes: int = 1
+    """Most nodes of one job."""
+    gpus_per_node: int = 8
+    """Most ranks of one job on a node."""
+    cpu: bool = False
+    """Trainers run on CPUs: no GPUs are asked for."""
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    constraint: str = ""
+    time_minutes: int = 0
+    """Time limit of an attempt; 0 leaves it to the partition."""
+    warning: int = 600
+    """How long before the time limit the trainer gets SIGUSR1, to write its checkpoint and leave."""
+    cpus_per_task: int = 0
+    """CPU cores for each rank; 0 leaves it to the cluster."""
+    image: str = ""
+    """Container image of the trainer (pyxis); empty: it runs on the nodes as they are."""
+    lines: tuple[str, ...] = ()
+    """Further lines of the batch script: `#SBATCH …` among its options, all others before the ranks are started."""
+    python: str = sys.executable
+    repository: Path = launch.REPOSITORY
+    """Interpreter and checkout of etd-ds, on the nodes or in the image."""
+    nice_step: int = 1
+    """`nice` of a job = this × (100 - priority), so that the cluster keeps our order; 0 passes nothing on."""
+    poll: float = 5.0
+    """Time between two looks at the cluster's queue, which see all jobs at once."""
+    settle: float = 10.0
+    """How long files that a node wrote may take to be seen here."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +64,8 @@ class Settings:
     """Ranks that may run at once over all jobs: a job takes `gpus` of them."""
     gpus: int = 0
     """CUDA devices of this machine; 0 means that trainers run on the CPU."""
+    slurm: SlurmOptions | None = None
+    """The cluster that runs the jobs; none: this machine does."""
 
     teachers: dict[str, Path] = field(default_factory=dict)
     """Names under which requests may use a local teacher folder."""
@@ -65,6 +103,16 @@ class Settings:
     @property
     def runs(self) -> Path:
         return self.data_dir / "jobs"
+
+    @property
+    def job_nodes(self) -> int:
+        """Most nodes that a job may ask for."""
+        return self.slurm.nodes if self.slurm else 1
+
+    @property
+    def job_gpus(self) -> int:
+        """Most ranks per node that a job may ask for."""
+        return min(self.slots, self.slurm.gpus_per_node) if self.slurm else self.slots
 
     @property
     def incoming(self) -> Path:

@@ -33,6 +33,10 @@ class Seen(NamedTuple):
     """The trainer's exit status as the supervisor wrote it down; none if it is not known."""
     result: bool = False
     """`result.json` is there, which is success."""
+    refused: bool = False
+    """The executor will never run this attempt."""
+    words: str = ""
+    """What the executor has to say to people about the attempt's end."""
 
 
 class Verdict(NamedTuple):
@@ -62,6 +66,8 @@ def decide(status: Status, wish: Wish, seen: Seen, *, tries_left: bool = False, 
         return Verdict("cancelled")
     if wish == "pause":
         return Verdict("paused")
+    if seen.refused:
+        return Verdict("failed", "", "refused")
     if seen.exit_code is None and not seen.started:
         return Verdict("running", "start")
     code = cause(seen.exit_code)
@@ -86,6 +92,7 @@ def cause(exit_code: int | None) -> str:
 
 
 MESSAGES = {
+    "refused": "It cannot be run as asked.",
     "trainer_lost": "The trainer vanished without a trace: the machine went down, or its supervisor was killed too.",
     "trainer_killed": "The trainer was killed from outside, often for want of memory; see the last log lines.",
     "trainer_crashed": "The trainer failed; see the last log lines.",

@@ -10,8 +10,8 @@ from service.status import Seen
 class Executor(Protocol):
     """One way of running attempts. Every method may be called again at any time, by any process of the server."""
 
-    def start(self, job_id: str, attempt: int, slots: tuple[int, ...]) -> None:
-        """Start the attempt unless it was started before."""
+    def start(self, job_id: str, attempt: int, slots: tuple[int, ...], priority: int = 0) -> None:
+        """Start the attempt unless it was started before; `priority` is for a cluster's own queue."""
 
     def look(self, job_id: str, attempt: int) -> Seen:
         """What is to be seen of the attempt."""

@@ -24,7 +24,7 @@ class LocalExecutor:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._stopping: dict[tuple[str, int], float] = {}
 
-    def start(self, job_id: str, attempt: int, slots: tuple[int, ...]) -> None:
+    def start(self, job_id: str, attempt: int, slots: tuple[int, ...], priority: int = 0) -> None:
         """Start a supervisor, unless one that we started for this job is just about to take the lock."""
         child = self._children.get(job_id)
         if child is not None and child.poll() is None:
