@@ -1,4 +1,7 @@
-"""`etd-ds scores`: compute a teacher's importance scores ahead of time, so that every extraction finds them."""
+"""`etd-ds scores`: compute a teacher's importance scores ahead of time, so that every extraction finds them.
+
+Several GPUs share the work under `torchrun --nproc-per-node N -m etd_ds.cli scores …`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from pathlib import Path
 
 from etd_ds.bert import checkpoint
 from etd_ds.contract import flags, launch, spec
-from etd_ds.stages import progress, scores
+from etd_ds.stages import progress, ranks, scores
 
 _DECIDES = {"teacher", "corpus", "seed", "importance_sentences", "importance_reduction", "mlm_head_steps"}
 
@@ -27,6 +30,10 @@ def run(args: argparse.Namespace) -> int:
     teacher = checkpoint.resolve(reference, args.cache)
     job = flags.read(args, layers=teacher.shape.layers, hidden=teacher.shape.hidden, ffn=teacher.shape.ffn)
     weights = checkpoint.read_weights(teacher.folder)
-    found = scores.find(job, teacher, weights, cache=args.cache, report=progress.bar(quiet=args.quiet))
-    print(json.dumps({"cached": found.cached, "teacher_sha256": teacher.sha256} | found.provenance, indent=2))
+    with ranks.joined():
+        first = ranks.rank() == 0
+        report = progress.bar(quiet=args.quiet or not first)
+        found = scores.find(job, teacher, weights, cache=args.cache, report=report)
+        if first:
+            print(json.dumps({"cached": found.cached, "teacher_sha256": teacher.sha256} | found.provenance, indent=2))
     return 0

@@ -55,6 +55,9 @@ def from_config(config: Mapping[str, Any]) -> EncoderShape:
         )
     if "auto_map" in config:
         raise errors.TeacherError("teacher: its config.json asks for remote code (auto_map), which is never run")
+    for key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
+        if config.get(key) not in (None, "eager", "sdpa"):
+            raise errors.TeacherError(f"teacher: its config.json asks for the attention kernel {config[key]!r}")
     for key, wanted in (("position_embedding_type", "absolute"), ("is_decoder", False), ("add_cross_attention", False)):
         if (got := config.get(key, wanted)) != wanted:
             raise errors.TeacherError(f"teacher: config.json has {key} = {got!r}, only {wanted!r} is supported")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from torch import Tensor
 from etd_ds import data
 from etd_ds.bert import checkpoint, head_fit, scoring
 from etd_ds.contract import spec
+from etd_ds.contract.shape import EncoderShape
 from etd_ds.data import masking, tokenize
 from etd_ds.extract import importance
 from etd_ds.stages import cache as store
-from etd_ds.stages import progress, sentences
+from etd_ds.stages import progress, ranks, sentences
 
 # Part of every key: raise it when the same inputs would give other scores.
 VERSION = 1
@@ -56,32 +58,30 @@ def find(
         "sentences": digest,
         "seed": job.seed,
     }
-    own_head = "mlm" in weights.parts
-    head = None if own_head else job.mlm_head_steps
-    folder = cache / "scores" / store.key(basis | {"reduction": job.importance_reduction, "mlm_head_steps": head})
-    with store.lock(folder):
-        entry = store.load(folder)
-        cached = entry is not None
-        if entry is None:
+    fitted_steps = None if "mlm" in weights.parts else job.mlm_head_steps
+    options = {"reduction": job.importance_reduction, "mlm_head_steps": fitted_steps}
+    folder = cache / "scores" / store.key(basis | options)
+    device = _device()
+    with store.lock(folder) if ranks.rank() == 0 else nullcontext():
+        entry = store.load(folder) if ranks.rank() == 0 else None
+        cached = ranks.first_says(entry is not None, device)
+        if not cached:
             bert = checkpoint.build_encoder(config, weights.state, dtype=torch.float32)
-            torch.nn.Module.to(bert.requires_grad_(False), _device())
+            torch.nn.Module.to(bert.requires_grad_(False), device)
             text = sentences.read(lines, tokenizer, teacher.shape.vocab)
             task = _Task(job, teacher, bert, text, report or progress.silent)
-            if own_head:
-                heads, about = _own_heads(weights, bert.device), {"fitted": False}
+            if fitted_steps is None:
+                heads, about = _own_heads(weights, device), {"fitted": False}
             else:
-                heads, about = task.fitted_head(cache / "heads" / store.key(basis | {"mlm_head_steps": head}))
-            info = {
-                "corpus": job.corpus,
-                "corpus_sha256": digest,
-                "sentences": len(lines),
-                "reduction": job.importance_reduction,
-                "loss": "MLM + NSP" if "nsp" in weights.parts else "MLM",
-                "mlm_head": about,
-            }
-            entry = task.scored(folder, heads, info)
-    scores = importance.Scores(**entry.tensors)
-    return Found(scores, cached, digest, entry.info | {"sha256": entry.sha256})
+                heads, about = task.fitted_head(cache / "heads" / store.key(basis | {"mlm_head_steps": fitted_steps}))
+            info = {"corpus": job.corpus, "corpus_sha256": digest, "sentences": len(lines)}
+            info |= {"reduction": job.importance_reduction, "mlm_head": about}
+            task.score(folder, heads, info, pairs="nsp" in weights.parts)
+            entry = store.load(folder)
+        entry = entry or store.load(folder)
+    if entry is None:
+        raise OSError(f"{folder}: the scores just written cannot be read back; is the disk full or damaged?")
+    return Found(importance.Scores(**entry.tensors), cached, digest, entry.info | {"sha256": entry.sha256})
 
 
 def _device() -> torch.device:
@@ -104,56 +104,76 @@ class _Task:
     report: progress.Report
 
     def fitted_head(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """An MLM head for a teacher without one, from the cache or fitted now."""
-        steps = self.job.mlm_head_steps
-        with store.lock(folder):
-            entry = store.load(folder)
-            if entry is None:
-                batches = sentences.fit_batches(self.text, seed=self.job.seed, positions=self.teacher.shape.positions)
-                fitted = head_fit.fit(
-                    self.bert,
-                    (batch.to(self.bert.device) for batch in batches),
-                    steps=steps,
-                    frequency_V=self.text.frequency(),
-                    generator=masking.generator(self.job.seed, 4),
-                    report=lambda done: self.report("fit MLM head", done, steps),
-                )
-                tail = fitted.losses[-10:]
-                about = {"fitted": True, "steps": steps, "loss": [fitted.losses[0], sum(tail) / len(tail)]}
-                entry = store.store(folder, {name: t.cpu() for name, t in fitted.state.items()}, about)
+        """An MLM head for a teacher without one, from the cache or fitted now by the first process."""
+        if ranks.rank() == 0:
+            with store.lock(folder):
+                if store.load(folder) is None:
+                    self._fit_head(folder)
+        ranks.first_says(True, self.bert.device)
+        entry = store.load(folder)
+        assert entry is not None
         return {name: t.to(self.bert.device) for name, t in entry.tensors.items()}, entry.info
 
-    def scored(self, folder: Path, heads: Mapping[str, Tensor], info: dict[str, Any]) -> store.Entry:
-        """Score every sentence; what is done is saved from time to time, and taken up again after an interruption."""
-        pairs = "nsp" in info["loss"].lower()
+    def _fit_head(self, folder: Path) -> None:
+        steps, device = self.job.mlm_head_steps, self.bert.device
+        batches = sentences.fit_batches(self.text, seed=self.job.seed, positions=self.teacher.shape.positions)
+        fitted = head_fit.fit(
+            self.bert,
+            (batch.to(device) for batch in batches),
+            steps=steps,
+            frequency_V=self.text.frequency(),
+            generator=masking.generator(self.job.seed, 4),
+            report=lambda done: self.report("fit MLM head", done, steps),
+        )
+        tail = fitted.losses[-10:]
+        about = {"fitted": True, "steps": steps, "loss": [fitted.losses[0], sum(tail) / len(tail)]}
+        store.store(folder, {name: t.cpu() for name, t in fitted.state.items()}, about)
+
+    def score(self, folder: Path, heads: Mapping[str, Tensor], info: dict[str, Any], *, pairs: bool) -> None:
+        """Score every sentence and store the sums; each process does its share of the batches.
+
+        What is done is saved from time to time, and taken up again after an interruption.
+        """
+        device, report = self.bert.device, self.report
         batches = sentences.batches(self.text, positions=self.teacher.shape.positions, seed=self.job.seed, pairs=pairs)
         masked = sum(int((batch.labels_BS != scoring.IGNORED).sum()) for batch in batches)
         sequences = sum(len(batch.ids_BS) for batch in batches)
-        unfinished = folder.with_name(folder.name + ".partial")
-        totals = importance.zeros(self.teacher.shape, self.bert.device)
-        done, loss, saved_at = 0, 0.0, time.monotonic()
-        if (earlier := store.load(unfinished)) is not None:
-            totals = importance.merged([totals, importance.Scores(**earlier.tensors)])
-            done, loss = earlier.info["batches"], earlier.info["loss"]
-        for batch in batches[done:]:
+        unfinished = folder.with_name(f"{folder.name}.partial-{ranks.rank()}-of-{ranks.world()}")
+        totals, loss, done = _resumed(unfinished, self.teacher.shape, device)
+        own, saved_at = ranks.share(batches), time.monotonic()
+        for batch in own[done:]:
             # The loss of pre-training is a mean over masked tokens plus a mean over pairs; both counts are constants
             # of the whole pass, so the sum below is that loss times `masked`, whatever the batches.
             loss += scoring.accumulate(
                 totals,
                 self.bert,
                 heads,
-                batch.to(self.bert.device),
+                batch.to(device),
                 nsp_weight=masked / sequences,
                 reduction=self.job.importance_reduction,
             )
             done += 1
-            self.report("score neurons", done, len(batches))
+            report("score neurons", done, len(own))
             if time.monotonic() - saved_at > SAVE_EVERY_SECONDS:
-                store.store(unfinished, _on_cpu(totals), {"batches": done, "loss": loss})
+                state = _on_cpu(totals) | {"loss": loss.cpu()}
+                store.store(unfinished, state, {"batches": done})
                 saved_at = time.monotonic()
-        entry = store.store(folder, _on_cpu(totals), info | {"loss_per_masked_token": loss / max(1, masked)})
+        ranks.total([*totals.as_dict().values(), loss])
+        if ranks.rank() == 0:
+            about = {"loss": "MLM + NSP" if pairs else "MLM", "loss_per_masked_token": loss.item() / max(1, masked)}
+            store.store(folder, _on_cpu(totals), info | about)
+        ranks.first_says(True, device)
         shutil.rmtree(unfinished, ignore_errors=True)
-        return entry
+
+
+def _resumed(folder: Path, shape: EncoderShape, device: torch.device) -> tuple[importance.Scores, Tensor, int]:
+    """(sums, loss, batches done) of an interrupted pass, or of one that has not begun."""
+    entry = store.load(folder)
+    if entry is None:
+        return importance.zeros(shape, device), torch.zeros((), dtype=torch.float64, device=device), 0
+    tensors = {name: tensor.to(device) for name, tensor in entry.tensors.items()}
+    loss = tensors.pop("loss")
+    return importance.Scores(**tensors), loss, entry.info["batches"]
 
 
 def _on_cpu(scores: importance.Scores) -> dict[str, Tensor]:
