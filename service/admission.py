@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 import shutil
@@ -15,7 +16,7 @@ from etd_ds.contract import errors, launch, rundir, shape, spec, teachers
 from service.extraction import Extractor
 from service.problems import Problem, of_error, of_validation
 from service.settings import Settings
-from service.store import Job, Store
+from service.store import Job, Store, Taken
 
 
 class JobRequest(spec.JobSpec):
@@ -59,8 +60,29 @@ class Admission:
             _check_folder(job, teachers.embedded_folder() if where == teachers.EMBEDDED else Path(where))
         return resolved
 
-    def admit(self, request: JobRequest, *, tenant: str, request_key: str | None, request_hash: str) -> Job:
-        """Check, extract, write down. On any error nothing of it is left or seen."""
+    def admit(self, request: JobRequest, *, tenant: str, key: str | None = None) -> tuple[Job, bool]:
+        """Check, extract, write down: (the job, whether it is new). On any error nothing is left or seen.
+
+        A second request with the same `key` gets the first one's job; `Problem` 409 if it asks for something else.
+        """
+        content = hashlib.sha256(request.model_dump_json(exclude_unset=True).encode()).hexdigest()
+        if key is not None and (found := self._store.by_request(tenant, key)) is not None:
+            return _same(found, content), False
+        try:
+            return self._make(request, tenant, key, content), True
+        except Taken as taken:  # two with the same key at the same time
+            return _same(taken.job, content), False
+
+    def discard(self, job: Job) -> bool:
+        """Forget an ended or paused job and its files; False if it is neither. What is left is swept up later."""
+        if not self._store.delete(job.id):
+            return False
+        aside = self._settings.incoming / f"gone-{job.id}"
+        (self._settings.runs / job.id).rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+        return True
+
+    def _make(self, request: JobRequest, tenant: str, key: str | None, content: str) -> Job:
         job = request.spec()
         resolved = self.check(job)
         self._extractor.check(resolved)
@@ -81,8 +103,8 @@ class Admission:
                     labels=request.labels,
                     priority=request.priority,
                     created=time.time(),
-                    request_key=request_key,
-                    request_hash=request_hash,
+                    request_key=key,
+                    request_hash=content,
                 )
             )
         except BaseException:
@@ -116,6 +138,12 @@ class Admission:
                 wanted = " | ".join(known)
                 raise kind(f"{field}: wanted {wanted}, got {reference!r}", wanted=wanted, got=reference)
         return job.model_copy(update=change) if change else job
+
+
+def _same(job: Job, content: str) -> Job:
+    if job.request_hash != content:
+        raise Problem(409, "key_reused", f"This Idempotency-Key made {job.id}, of another request.")
+    return job
 
 
 def _check_folder(job: spec.JobSpec, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import secrets
 import shlex
 import sys
 import tempfile
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="etd-jobs", description=__doc__)
     parser.add_argument("--version", action="version", version=f"etd-jobs {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for configure in (_serve, _demo, _submit, _list, _show, _watch, _cancel, _pull):
+    for configure in (_serve, _demo, _submit, _list, _show, _watch, _logs, _asks, _pull):
         configure(commands)
     args = parser.parse_args(argv)
     try:
@@ -161,6 +162,8 @@ def _client(args: argparse.Namespace) -> Client:
 def _submit(commands: Any) -> None:
     parser = _client_parser(commands, "submit", "make a job of a spec, given as flags or as a JSON file", job=False)
     parser.add_argument("--file", type=Path, help="a JSON file with the spec; flags win over it")
+    parser.add_argument("--label", nargs="*", default=[], metavar="NAME:VALUE", help="labels to find the job by")
+    parser.add_argument("--priority", type=int, default=0, help="higher ones start first, from -100 to 100")
     parser.add_argument("--watch", action="store_true", help="follow the job until it has ended")
     parser.add_argument("--quiet", action="store_true", help="print the job's id only")
     flags.add(parser)
@@ -174,7 +177,9 @@ def _run_submit(args: argparse.Namespace) -> int:
             setattr(args, name, base[name])
     job = flags.read(args)
     with _client(args) as client:
-        made = client.create(job.model_dump(mode="json", exclude_unset=True))
+        request = job.model_dump(mode="json", exclude_unset=True)
+        request |= {"labels": dict(one.partition(":")[::2] for one in args.label), "priority": args.priority}
+        made = client.create(request, idempotency_key=secrets.token_hex(16))
         print(made["id"])
         if not args.quiet:
             _describe(Console(stderr=True), made)
@@ -183,13 +188,15 @@ def _run_submit(args: argparse.Namespace) -> int:
 
 def _list(commands: Any) -> None:
     parser = _client_parser(commands, "list", "list jobs, the newest first", job=False)
+    parser.add_argument("--status", nargs="*", help="only jobs with one of these statuses")
+    parser.add_argument("--label", nargs="*", metavar="NAME:VALUE", help="only jobs with these labels")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run_list)
 
 
 def _run_list(args: argparse.Namespace) -> int:
     with _client(args) as client:
-        jobs = client.list()
+        jobs = client.list(status=args.status or [], label=args.label or [])
     if args.json:
         print(json.dumps(jobs, indent=2))
         return 0
@@ -261,14 +268,44 @@ def _follow(client: Client, job_id: str, *, quiet: bool) -> int:
     return 1
 
 
-def _cancel(commands: Any) -> None:
-    _client_parser(commands, "cancel", "end a job").set_defaults(run=_run_cancel)
+def _logs(commands: Any) -> None:
+    parser = _client_parser(commands, "logs", "print what a job's trainer printed")
+    parser.add_argument("--lines", type=int, default=100, help="how many of the last lines (default: %(default)s)")
+    parser.add_argument("--follow", action="store_true", help="go on until the job has ended")
+    parser.set_defaults(run=_run_logs)
 
 
-def _run_cancel(args: argparse.Namespace) -> int:
+def _run_logs(args: argparse.Namespace) -> int:
     with _client(args) as client:
-        job = client.cancel(args.job)
-    print(f"{job['id']} is {job['status']}" + (", and asked to leave" if job["asked"] else ""))
+        if args.follow:
+            for line in client.follow_log(args.job, args.lines):
+                print(line, flush=True)
+        else:
+            print(client.log(args.job, args.lines), end="")
+    return 0
+
+
+_ASKS = {
+    "cancel": "end a job",
+    "pause": "have a job write a checkpoint and leave its slots to others",
+    "resume": "queue a paused job again",
+    "retry": "queue a failed or cancelled job again",
+    "delete": "forget a job that has ended or is paused, and its files",
+}
+
+
+def _asks(commands: Any) -> None:
+    for name, text in _ASKS.items():
+        _client_parser(commands, name, text).set_defaults(run=_run_ask)
+
+
+def _run_ask(args: argparse.Namespace) -> int:
+    with _client(args) as client:
+        job = getattr(client, args.command)(args.job)
+    if job is None:
+        print(f"{args.job} is deleted")
+    else:
+        print(f"{job['id']} is {job['status']}" + (f", asked to {job['asked']}" if job["asked"] else ""))
     return 0
 
 

@@ -51,26 +51,67 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
-    def create(self, spec: Mapping[str, Any]) -> dict[str, Any]:
+    def create(self, spec: Mapping[str, Any], *, idempotency_key: str = "") -> dict[str, Any]:
         """Make a job of a spec: `{"layers": 3, "hidden": 192}`. Returns when the student has been extracted."""
-        return self._json("POST", "/v1/jobs", json=dict(spec), timeout=None)
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return self._json("POST", "/v1/jobs", json=dict(spec), headers=headers, timeout=None)
 
     def get(self, job_id: str) -> dict[str, Any]:
         """The job as JSON."""
         return self._json("GET", f"/v1/jobs/{job_id}")
 
-    def list(self) -> builtins.list[dict[str, Any]]:
-        """The newest jobs first."""
-        found: builtins.list[dict[str, Any]] = self._json("GET", "/v1/jobs")["data"]
-        return found
+    def page(self, **filters: Any) -> dict[str, Any]:
+        """One page: `data`, the newest jobs first, and `next`; filters are `after`, `limit`, `status`, `label`."""
+        return self._json("GET", "/v1/jobs", params=filters)
+
+    def list(self, **filters: Any) -> builtins.list[dict[str, Any]]:
+        """All jobs that the filters let through, the newest first."""
+        found: builtins.list[dict[str, Any]] = []
+        while True:
+            page = self.page(**filters)
+            found += page["data"]
+            if page["next"] is None:
+                return found
+            filters["after"] = page["next"]
 
     def cancel(self, job_id: str) -> dict[str, Any]:
         """End the job; the answer may still say `running`, with `asked` = `cancel`."""
         return self._json("POST", f"/v1/jobs/{job_id}/cancel")
 
+    def pause(self, job_id: str) -> dict[str, Any]:
+        """Have a job write a checkpoint and leave its slots to others."""
+        return self._json("POST", f"/v1/jobs/{job_id}/pause")
+
+    def resume(self, job_id: str) -> dict[str, Any]:
+        """Queue a paused job again."""
+        return self._json("POST", f"/v1/jobs/{job_id}/resume")
+
+    def retry(self, job_id: str) -> dict[str, Any]:
+        """Queue a failed or cancelled job again."""
+        return self._json("POST", f"/v1/jobs/{job_id}/retry")
+
+    def delete(self, job_id: str) -> None:
+        """Forget a job that has ended or is paused, and its files."""
+        self._checked(self._http.delete(f"/v1/jobs/{job_id}"))
+
+    def checkpoints(self, job_id: str) -> builtins.list[dict[str, Any]]:
+        """The checkpoints of a job, in the order of their steps."""
+        found: builtins.list[dict[str, Any]] = self._json("GET", f"/v1/jobs/{job_id}/checkpoints")["data"]
+        return found
+
     def log(self, job_id: str, lines: int = 1000) -> str:
         """The last lines that the trainer printed."""
         return self._checked(self._http.get(f"/v1/jobs/{job_id}/log", params={"lines": lines})).text
+
+    def follow_log(self, job_id: str, lines: int = 20) -> Iterator[str]:
+        """The last lines, and those to come until the job has ended."""
+        with self._http.stream(
+            "GET", f"/v1/jobs/{job_id}/log", params={"lines": lines, "follow": True}, timeout=None
+        ) as response:
+            if response.is_error:
+                response.read()
+                self._checked(response)
+            yield from response.iter_lines()
 
     def events(self, job_id: str, after: int | None = None) -> Iterator[dict[str, Any]]:
         """Events from offset `after` on until the job has ended, each with its `id`; connects anew when cut off."""

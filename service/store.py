@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -156,9 +156,15 @@ class Store:
         return _job(row) if row else None
 
     def page(
-        self, *, tenant: str | None = None, before: int | None = None, status: Sequence[Status] = (), limit: int = 100
+        self,
+        *,
+        tenant: str | None = None,
+        before: int | None = None,
+        status: Sequence[Status] = (),
+        labels: Mapping[str, str] | None = None,
+        limit: int = 100,
     ) -> list[Job]:
-        """Jobs, the newest first; those with a smaller `seq` than `before`."""
+        """Jobs, the newest first; those with a smaller `seq` than `before`, with one of these statuses, all labels."""
         query = sa.select(*_COLUMNS).order_by(jobs.c.seq.desc()).limit(limit)
         if tenant is not None:
             query = query.where(jobs.c.tenant == tenant)
@@ -166,6 +172,10 @@ class Store:
             query = query.where(jobs.c.seq < before)
         if status:
             query = query.where(jobs.c.status.in_(status))
+        position = sa.func.instr if self.sqlite else sa.func.strpos
+        for name, value in (labels or {}).items():
+            # quotes inside of names and values are escaped in JSON, so only a whole pair looks like this
+            query = query.where(position(jobs.c.labels, json.dumps({name: value})[1:-1]) > 0)
         with self._look() as connection:
             return [_job(row) for row in connection.execute(query).mappings()]
 
@@ -187,6 +197,12 @@ class Store:
             if change:
                 connection.execute(jobs.update().where(jobs.c.id == job_id).values(change))
         return self.get(job_id)
+
+    def delete(self, job_id: str) -> bool:
+        """Forget a job that holds nothing; False if it is running or may begin to."""
+        idle = jobs.c.status.in_((*statuses.ENDED, "paused"))
+        with self._write() as connection:
+            return connection.execute(jobs.delete().where(jobs.c.id == job_id, idle)).rowcount == 1
 
     def ahead_of(self, job: Job) -> int:
         """How many queued jobs come before this one."""

@@ -1,18 +1,19 @@
-"""Create, list, look, cancel."""
+"""Create, list, look, and everything that one can ask of a job."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse
 
-from service import admission, tail
+from etd_ds.contract import events
+from service import admission
 from service.problems import Problem, documented
 from service.routes.context import Context, Here, prefix, read_body
 from service.routes.view import job_json
-from service.store import Job
+from service.status import Status, Wish
 
 router = APIRouter(tags=["jobs"])
 
@@ -22,26 +23,48 @@ _BODY = {
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobRequest"}}},
     }
 }
+Key = Annotated[str | None, Header(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")]
 
 
-@router.post("/jobs", status_code=201, openapi_extra=_BODY, responses=documented(413, 422, 503, 507))
-async def create(request: Request, here: Here) -> JSONResponse:
-    """Check the spec, cut the student out of its teacher, and queue its distillation."""
+@router.post("/jobs", status_code=201, openapi_extra=_BODY, responses=documented(409, 413, 422, 503, 507))
+async def create(request: Request, here: Here, idempotency_key: Key = None) -> JSONResponse:
+    """Check the spec, cut the student out of its teacher, and queue its distillation.
+
+    With an `Idempotency-Key`, a request that is sent twice makes one job.
+    """
     if here.draining:
         raise Problem(503, "shutting_down", "The server is going down.", headers={"Retry-After": "30"})
     asked = admission.parse(await read_body(request, here.settings.max_body))
-    job = await run_in_threadpool(here.admission.admit, asked, tenant="default", request_key=None, request_hash="")
+    job, new = await run_in_threadpool(here.admission.admit, asked, tenant="default", key=idempotency_key)
     here.wake()
-    base = prefix(request)
-    content = await run_in_threadpool(job_json, here, job, base)
-    return JSONResponse(content, 201, headers={"Location": content["links"]["self"]})
+    content = await run_in_threadpool(job_json, here, job, prefix(request))
+    headers = {"Location": content["links"]["self"]} | ({} if new else {"Idempotent-Replayed": "true"})
+    return JSONResponse(content, 201, headers=headers)
 
 
-@router.get("/jobs")
-def page(request: Request, here: Here) -> dict[str, Any]:
-    """The newest jobs first."""
+@router.get("/jobs", responses=documented(422))
+def page(
+    request: Request,
+    here: Here,
+    after: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+    status: Annotated[list[Status] | None, Query()] = None,
+    label: Annotated[list[str] | None, Query(max_length=20)] = None,
+) -> dict[str, Any]:
+    """The newest jobs first. `next`, when it is not null, is the `after` of the following page."""
+    before = None
+    if after is not None:
+        last = here.store.get(after)
+        if last is None:
+            raise _refuse("after", "the id of a job, as `next` gives it")
+        before = last.seq
+    wanted = dict(one.partition(":")[::2] for one in label or [])
+    if not all(":" in one for one in label or []):
+        raise _refuse("label", "NAME:VALUE")
+    found = here.store.page(before=before, status=status or (), labels=wanted, limit=limit + 1)
     base = prefix(request)
-    return {"data": [job_json(here, job, base, brief=True) for job in here.store.page()]}
+    shown = [job_json(here, job, base, brief=True) for job in found[:limit]]
+    return {"data": shown, "next": found[limit - 1].id if len(found) > limit else None}
 
 
 @router.get("/jobs/{job_id}", responses=documented(404))
@@ -50,22 +73,67 @@ def show(job_id: str, request: Request, here: Here) -> dict[str, Any]:
     return job_json(here, here.job(job_id), prefix(request))
 
 
+@router.delete("/jobs/{job_id}", status_code=204, response_class=Response, responses=documented(404, 409))
+def delete(job_id: str, here: Here) -> Response:
+    """Forget a job that has ended or is paused, with its student, checkpoints and log."""
+    if not here.admission.discard(here.job(job_id)):
+        raise Problem(409, "not_now", "Only a job that has ended or is paused can be deleted; cancel it first.")
+    return Response(status_code=204)
+
+
 @router.post("/jobs/{job_id}/cancel", responses=documented(404, 409))
 def cancel(job_id: str, request: Request, here: Here) -> dict[str, Any]:
     """End the job. A running one writes a checkpoint first; its status changes when it has left."""
-    return job_json(here, _ask(here, job_id, "cancel"), prefix(request))
+    return _ask(here, job_id, "cancel", request)
 
 
-@router.get("/jobs/{job_id}/log", response_class=PlainTextResponse, responses=documented(404))
-def log(job_id: str, here: Here, lines: int = 1000) -> str:
-    """The last lines that launcher and trainer printed."""
-    return "".join(line + "\n" for line in tail.last_lines(here.run(here.job(job_id)).log, lines, limit=1 << 20))
+@router.post("/jobs/{job_id}/pause", responses=documented(404, 409))
+def pause(job_id: str, request: Request, here: Here) -> dict[str, Any]:
+    """Let a running job write a checkpoint and free its slots, or hold a queued one back."""
+    return _ask(here, job_id, "pause", request)
 
 
-def _ask(here: Context, job_id: str, wish: Any) -> Job:
+@router.post("/jobs/{job_id}/resume", responses=documented(404, 409))
+def resume(job_id: str, request: Request, here: Here) -> dict[str, Any]:
+    """Queue a paused job again; it continues from its checkpoint."""
+    return _ask(here, job_id, "resume", request)
+
+
+@router.post("/jobs/{job_id}/retry", responses=documented(404, 409))
+def retry(job_id: str, request: Request, here: Here) -> dict[str, Any]:
+    """Queue a failed or cancelled job again; it continues from its last checkpoint, if it has one."""
+    return _ask(here, job_id, "retry", request)
+
+
+@router.get("/jobs/{job_id}/checkpoints", responses=documented(404))
+def checkpoints(job_id: str, here: Here) -> dict[str, Any]:
+    """The checkpoints that were written, and which of them are still kept, with the held-out loss at that step."""
+    run = here.run(here.job(job_id))
+    found: dict[str, dict[str, Any]] = {}
+    losses: dict[int, float] = {}
+    for line in events.lines(run.events):
+        if '"checkpoint"' not in line.text and '"validation"' not in line.text:
+            continue
+        try:
+            event = events.parse(line.text)
+        except ValueError:
+            continue
+        if isinstance(event, events.Validation):
+            losses[event.step] = event.loss
+        elif isinstance(event, events.Checkpoint):
+            kept = "/" not in event.name and (run.checkpoints / event.name).is_dir()
+            found[event.name] = {"name": event.name, "step": event.step, "time": event.time, "kept": kept}
+    return {"data": [{**one, "validation_loss": losses.get(one["step"])} for one in found.values()]}
+
+
+def _ask(here: Context, job_id: str, wish: Wish, request: Request) -> dict[str, Any]:
     job = here.store.ask(here.job(job_id).id, wish)
     if job is None:
-        status = here.job(job_id).status
-        raise Problem(409, "not_now", f"A job that is {status} cannot be asked to {wish}.")
+        raise Problem(409, "not_now", f"A job that is {here.job(job_id).status} cannot be asked to {wish}.")
     here.wake()
-    return job
+    return job_json(here, job, prefix(request))
+
+
+def _refuse(field: str, wanted: str) -> Problem:
+    named = {"field": field, "message": f"{field}: wanted {wanted}", "wanted": wanted}
+    return Problem(422, "bad_input", named["message"], errors=[named])

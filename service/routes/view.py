@@ -25,7 +25,8 @@ def job_json(here: Context, job: Job, base: str, *, brief: bool = False) -> dict
         "self": url,
         "events": f"{url}/events",
         "log": f"{url}/log",
-        "cancel": f"{url}/cancel",
+        "checkpoints": f"{url}/checkpoints",
+        **{wish: f"{url}/{wish}" for wish in ("cancel", "pause", "resume", "retry")},
         "student": f"{url}/student",
     }
     result = run.read_result() if job.status == "succeeded" else None

@@ -1,4 +1,4 @@
-"""A run's events: as a list, or as a stream that replays from any byte offset and goes on until the job has ended."""
+"""A run's events and log, as far as they are or followed to the end. Events replay from any byte offset."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import json
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
 
 from etd_ds.contract import events
-from service.problems import Problem, documented
+from service import tail
+from service.problems import documented
 from service.routes.context import Context, Here
 from service.status import ENDED
 
@@ -21,12 +22,18 @@ router = APIRouter(tags=["jobs"])
 
 _LOOK_SECONDS = 0.3
 _PING_SECONDS = 15.0
+_LOG_BYTES = 1 << 20
+_RAW = {"X-Accel-Buffering": "no", "X-Content-Type-Options": "nosniff"}
 _CONTENT: dict[str, dict[str, str]] = {"text/event-stream": {}, "application/json": {}}
 
 
 @router.get("/jobs/{job_id}/events", responses=documented(404, 422) | {200: {"content": _CONTENT}})
 async def watch(
-    job_id: str, request: Request, here: Here, last_event_id: Annotated[str | None, Header()] = None, after: int = 0
+    job_id: str,
+    request: Request,
+    here: Here,
+    last_event_id: Annotated[str | None, Header(pattern=r"^[0-9]{1,18}$")] = None,
+    after: Annotated[int, Query(ge=0, le=2**60)] = 0,
 ) -> Response:
     """Events from byte offset `after` (or `Last-Event-ID`) on: server-sent ones, or a JSON list if that is accepted.
 
@@ -34,18 +41,39 @@ async def watch(
     the job has become; the stream ends after the one that says how the job ended.
     """
     job = await run_in_threadpool(here.job, job_id)
-    if last_event_id is not None:
-        if not last_event_id.isascii() or not last_event_id.isdigit() or len(last_event_id) > 18:
-            named = {"field": "Last-Event-ID", "message": "Last-Event-ID: wanted an id of this stream, a byte offset"}
-            raise Problem(422, "bad_input", named["message"], errors=[named])
-        after = int(last_event_id)
-    if after < 0:
-        named = {"field": "after", "message": "after: wanted a byte offset, 0 or more"}
-        raise Problem(422, "bad_input", named["message"], errors=[named])
+    after = after if last_event_id is None else int(last_event_id)
     accepted = request.headers.get("accept", "")
     if "application/json" in accepted and "text/event-stream" not in accepted:
         return JSONResponse(await run_in_threadpool(_list, here, job.id, after))
-    return EventSourceResponse(_stream(here, job.id, after), headers={"X-Accel-Buffering": "no"})
+    return EventSourceResponse(_stream(here, job.id, after), headers=_RAW)
+
+
+@router.get("/jobs/{job_id}/log", response_class=PlainTextResponse, responses=documented(404, 422))
+def log(
+    job_id: str, here: Here, lines: Annotated[int, Query(ge=0, le=100_000)] = 1000, follow: bool = False
+) -> Response:
+    """The last lines that launcher and trainer printed; with `follow`, also those to come, until the job has ended."""
+    job = here.job(job_id)
+    path = here.run(job).log
+    if follow:
+        return StreamingResponse(_follow(here, job.id, lines), media_type="text/plain; charset=utf-8", headers=_RAW)
+    return PlainTextResponse("".join(line + "\n" for line in tail.last_lines(path, lines, limit=_LOG_BYTES)))
+
+
+async def _follow(here: Context, job_id: str, lines: int) -> AsyncIterator[bytes]:
+    path = here.run(here.job(job_id)).log
+    offset = path.stat().st_size if path.exists() else 0
+    for line in tail.last_lines(path, lines, limit=_LOG_BYTES):
+        yield line.encode() + b"\n"
+    while True:
+        job = await run_in_threadpool(here.store.get, job_id)
+        for whole in events.lines(path, offset):
+            offset = whole.end
+            if line := tail.clean(whole.text.rstrip("\r").rsplit("\r", 1)[-1]):
+                yield line.encode() + b"\n"
+        if job is None or job.status in ENDED or here.draining:
+            return
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 def _list(here: Context, job_id: str, after: int) -> dict[str, object]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from service.client import Client
 
@@ -61,3 +62,11 @@ class Server:
 
     def run(self, job_id: str) -> Path:
         return self.root / "data" / "jobs" / job_id
+
+
+def until(server: Server, job: dict[str, Any], kind: str, **fields: object) -> dict[str, Any]:
+    """Watch until an event of this kind with these fields; the events come from the server, so nothing sleeps here."""
+    for event in server.client.events(job["id"]):
+        if event["type"] == kind and all(event[name] == value for name, value in fields.items()):
+            return event
+    raise AssertionError(f"the job ended without {kind} {fields}: {server.client.get(job['id'])}")

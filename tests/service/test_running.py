@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from server_process import until
 
 SMALL = {"layers": 3, "hidden": 192, "steps": 3}
 
@@ -34,14 +35,6 @@ def supervisor(server, job):
             if b"service.executors.shim" in command and folder in command:
                 return int(entry.name)
     return None
-
-
-def until(server, job, kind, **fields):
-    """Watch until an event of this kind with these fields; the events come from the server, so nothing sleeps here."""
-    for event in server.client.events(job["id"]):
-        if event["type"] == kind and all(event[name] == value for name, value in fields.items()):
-            return event
-    raise AssertionError(f"the job ended without {kind} {fields}: {server.client.get(job['id'])}")
 
 
 def running(server, how="wait", **options):

@@ -86,6 +86,7 @@ def train(run: rundir.RunDir, cache: Path, how: str) -> int:
         )  # fmt: skip
         print(f"\rstep {step}", flush=True)
         rundir.publish_json(latest, {"step": step})
+        note(events.Checkpoint(step=step, name=f"step-{step}"))
         if how == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         while how in ("wait", "deaf") and not stopped and not (cache / "go").exists():
@@ -93,6 +94,8 @@ def train(run: rundir.RunDir, cache: Path, how: str) -> int:
         if stopped:
             note(events.End(outcome="stopped", step=step))
             return launch.EXIT_STOPPED
+    (run.checkpoints / f"step-{steps}").mkdir()
+    note(events.Validation(step=steps, loss=0.5, terms={}))
     with rundir.publishing(run.student) as folder:
         for name in rundir.STUDENT_FILES:
             (folder / name).write_bytes(name.encode() * 10_001)
