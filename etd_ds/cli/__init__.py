@@ -16,6 +16,8 @@ COMMANDS: dict[str, str] = {
     "extract": "cut a student from a teacher into a Hugging Face folder",
     "scores": "compute and keep a teacher's importance scores ahead of time",
     "data": "prepare a corpus of any size, or look into a prepared one",
+    "compare": "show a student beside its teacher: size, speed, likeness of embeddings",
+    "evaluate": "fine-tune a student or teacher on GLUE, SQuAD or offline tasks, and score it",
 }
 
 
