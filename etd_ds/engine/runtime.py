@@ -91,12 +91,17 @@ class Engine:
 
     def gather(self) -> dict[str, Tensor]:
         """The whole state in fp32, on the CPU of rank 0 (empty elsewhere): parameters and Adam's moments by name."""
+        stepped = any(steps > 0 for steps in self._adam_steps())
         self._link_moments()
         state: dict[str, Tensor] = {}
         for name, parameter in self._engine.module.named_parameters():
-            found = {f"parameter.{name}": self._whole(parameter)}
+            whole = self._whole(parameter)
+            found = {f"parameter.{name}": whole}
             if parameter.requires_grad:
-                found |= {f"{key}.{name}": self._moment(parameter, key) for key in MOMENTS}
+                for key in MOMENTS:
+                    # in fp16 all updates so far may have been skipped
+                    moment = self._moment(parameter, key) if stepped else torch.zeros_like(whole)
+                    found[f"{key}.{name}"] = moment
             if self._ranks.first:
                 state |= {key: value.detach().float().cpu().clone() for key, value in found.items()}
         return state

@@ -14,7 +14,7 @@ from etd_ds import data
 from etd_ds.bert import checkpoint as bert_checkpoint
 from etd_ds.contract import errors, events, rundir, spec
 from etd_ds.data.corpus import Corpus
-from etd_ds.data.stream import Stream
+from etd_ds.data.stream import Ahead, Stream
 from etd_ds.distill.display import Display
 from etd_ds.distill.loop import Loop
 from etd_ds.distill.module import Distiller, Guide
@@ -165,6 +165,9 @@ class Trainer:
             device=ranks.device.type,
         )
         engine = Engine(distiller, whole, ranks)
+        stream = Stream(
+            corpus.train, batch_size=job.batch_size, seed=job.seed, rank=ranks.rank, world_size=ranks.world_size
+        )
         return Loop(
             job=job,
             steps=steps,
@@ -174,9 +177,7 @@ class Trainer:
             engine=engine,
             distiller=distiller,
             guide=Guide(teacher, objective).to(ranks.device),
-            stream=Stream(
-                corpus.train, batch_size=job.batch_size, seed=job.seed, rank=ranks.rank, world_size=ranks.world_size
-            ),
+            stream=Ahead(stream, pin_memory=ranks.device.type == "cuda"),
             validation=corpus.validation,
             say=self._say,
             save=lambda progress: self._save(engine, progress),

@@ -20,12 +20,14 @@ def _context():
     return context
 
 
-def start(run: Path, *, cache: Path, config: Path, world_size: int = 2, fatal: str | None = None, extra=()):
+def start(run: Path | None, *, cache: Path, config: Path, world_size: int = 2, fatal: str | None = None, extra=()):
     """Start the ranks of one attempt; they are multiprocessing processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    argv = ["--deepspeed", str(config), "--run", str(run), "--cache", str(cache), *extra]
+    argv = ["--deepspeed", str(config), "--cache", str(cache), *extra]
+    if run is not None:
+        argv += ["--run", str(run)]
     env = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     context = _context()
     ranks = [context.Process(target=_rank, args=(argv, env, rank, fatal)) for rank in range(world_size)]
@@ -51,7 +53,7 @@ def finish(ranks, timeout=120.0) -> list[int]:
     return [process.exitcode for process in ranks]
 
 
-def train(run: Path, **options) -> list[int]:
+def train(run: Path | None, **options) -> list[int]:
     """One attempt, to its exit codes."""
     return finish(start(run, **options))
 
@@ -60,16 +62,31 @@ def _rank(argv, env, rank, fatal):
     from etd_ds import train
 
     os.environ |= {**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    if fatal is not None and rank == 0:
+    if fatal is not None and (rank == 0 or fatal == "fp16"):
         _arm(fatal)
     os._exit(train.main(argv))
 
 
+def _pretend_fp16() -> None:
+    """DeepSpeed refuses fp16 on CPU although torch computes it: the whole path can be run all the same."""
+    from deepspeed.accelerator import get_accelerator
+
+    from etd_ds.engine import config, ranks
+    from etd_ds.stages import distill
+
+    type(get_accelerator()).is_fp16_supported = lambda self: True
+    distill.hardware = ranks.hardware = lambda: config.Hardware("cpu", bf16=True, fp16=True)
+
+
 def _arm(moment: str) -> None:
-    """Die at `step N` (its event is written), or at checkpoint N's `state N`, `rename N` or `pointer N`."""
+    """`fp16` lets this CPU train in it. `step N` dies when its event is written, `state N`, `rename N` and `pointer N`
+    within the save of checkpoint N.
+    """
     from etd_ds.contract import events, rundir
     from etd_ds.engine import checkpoint
 
+    if moment == "fp16":
+        return _pretend_fp16()
     kind, number = moment.split()
 
     def die(*_args, **_options):

@@ -1,6 +1,7 @@
 """Whole runs with real processes and the real DeepSpeed engine: resume, stop, fencing, bad input."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -104,11 +105,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole, make_run, cache
     assert _losses(run) == {step: loss for step, loss in _losses(whole).items() if step > 3}
 
 
-def test_stopped_runs_continue_on_other_ranks_and_other_zero_stages(whole, make_run, cache):
+def test_stopped_runs_continue_on_other_ranks_and_other_zero_stages(plain, make_run, cache):
     """2 ranks → 1 → 2, ZeRO 1 → 3 → 0, each stopped by a signal: same batches, same losses up to rounding."""
     run = make_run(dropout=0.0)
-    plain = make_run(dropout=0.0)
-    assert _train(plain, cache, "zero0", world_size=1) == [launch.EXIT_DONE]
     for config, world_size, number in (("zero1", 2, signal.SIGTERM), ("zero3", 1, signal.SIGUSR1)):
         ranks = launching.start(run.root, cache=cache, config=CONFIGS / f"{config}.json", world_size=world_size)
         _signal_after_a_step(run, ranks[-1], number)
@@ -129,9 +128,47 @@ def _signal_after_a_step(run, process, number):
     while not any(isinstance(event, events.Step) for event in events.read(run.events, begun)):
         process.join(0.02)
         assert process.exitcode is None
-    import os
-
     os.kill(process.pid, number)
+
+
+@pytest.fixture(scope="module")
+def plain(make_run, cache):
+    """An uninterrupted run on 1 rank without dropout, the yardstick of other configs."""
+    run = make_run(dropout=0.0)
+    assert _train(run, cache, "zero0", world_size=1) == [launch.EXIT_DONE]
+    return run
+
+
+@pytest.mark.parametrize(
+    ("config", "tolerance"),
+    [("zero1", 1e-5), ("zero2", 1e-5), ("zero3", 1e-5), ("zero2_offload", 1e-5), ("bf16", 0.03)],
+)
+def test_every_config_trains_alike_on_two_ranks(plain, make_run, cache, config, tolerance):
+    run = make_run(dropout=0.0)
+    assert _train(run, cache, config) == [launch.EXIT_DONE] * 2
+    for step, loss in _losses(plain).items():
+        assert _losses(run)[step] == pytest.approx(loss, rel=tolerance)
+    assert _of(run, events.Attempt)[0].precision == ("bf16" if config == "bf16" else "fp32")
+
+
+def test_fp16_skips_overflowing_updates_and_resumes_its_loss_scale(plain, make_run, cache, tmp_path):
+    content = json.loads((CONFIGS / "fp16.json").read_text())
+    content["fp16"] |= {"initial_scale_power": 17, "hysteresis": 1}
+    config = tmp_path / "fp16_high.json"
+    config.write_text(json.dumps(content))
+    whole, run = make_run(dropout=0.0), make_run(dropout=0.0)
+    options = {"cache": cache, "config": config, "world_size": 1}
+    assert launching.train(whole.root, fatal="fp16", **options) == [launch.EXIT_DONE]
+    scales = [event.loss_scale for event in _of(whole, events.Step)]
+    assert scales[0] > scales[-1], "no update overflowed"
+    assert _of(whole, events.Step)[0].grad_norm is None
+    assert _of(whole, events.Step)[-1].grad_norm > 0
+    ranks = launching.start(run.root, fatal="fp16", **options)
+    _signal_after_a_step(run, ranks[0], signal.SIGTERM)
+    assert launching.finish(ranks) == [launch.EXIT_STOPPED]
+    assert launching.train(run.root, fatal="fp16", **options) == [launch.EXIT_DONE]
+    assert _losses(run) == _losses(whole)
+    assert [event.loss_scale for event in _of(run, events.Step)] == scales
 
 
 def test_a_newer_attempt_ends_the_older_one(make_run, cache):

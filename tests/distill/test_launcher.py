@@ -1,0 +1,74 @@
+"""The command of the README, through the real `deepspeed` launcher."""
+
+import json
+import os
+import signal
+import subprocess
+
+import launching
+import psutil
+import pytest
+from conftest import CONFIGS
+
+from etd_ds.contract import events, launch, rundir
+
+pytestmark = pytest.mark.slow
+
+
+def _start(run, cache):
+    job = run.read_job().model_copy(update={"gpus": 2})
+    argv = launch.train_argv(run, job, cache=cache)
+    env = {**os.environ, **launch.train_env(cpu=True)}
+    return subprocess.Popen(argv, env=env, stdout=run.log.open("ab"), stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def _wait_for_a_step(run, launcher):
+    begun = run.events.stat().st_size
+    while not any(isinstance(event, events.Step) for event in events.read(run.events, begun)):
+        try:
+            launcher.wait(0.05)
+        except subprocess.TimeoutExpired:
+            continue
+        pytest.fail(run.log.read_text()[-3000:])
+
+
+def _family(launcher):
+    return psutil.Process(launcher.pid).children(recursive=True)
+
+
+def test_a_dead_rank_takes_the_job_down_and_a_signal_stops_it_in_order(make_run, small_world):
+    run = make_run(steps=10_000, checkpoint_every=10_000, validate_every=10_000, validation_sequences=0)
+    first_rank = None
+    for number, code in ((signal.SIGKILL, None), (signal.SIGTERM, launch.EXIT_STOPPED)):
+        launcher = _start(run, small_world[2])
+        _wait_for_a_step(run, launcher)
+        family = _family(launcher)
+        first_rank = json.loads(run.attempt.read_bytes())["pid"]
+        ranks = [process for process in family if any(part.endswith("train.py") for part in process.cmdline()[1:3])]
+        assert len(ranks) == 2
+        if number == signal.SIGKILL:
+            next(process for process in ranks if process.pid != first_rank).send_signal(number)
+        else:
+            os.kill(first_rank, number)
+        returned = launcher.wait(90)
+        assert returned == code if code is not None else returned not in (launch.EXIT_DONE, launch.EXIT_STOPPED)
+        assert not psutil.wait_procs(family, timeout=30)[1], "processes are left running"
+    end = [event for event in events.read(run.events) if isinstance(event, events.End)][-1]
+    assert end.outcome == "stopped"
+    assert (run.checkpoints / f"step-{end.step:08d}").is_dir()
+
+
+def test_without_a_service_flags_and_a_student_folder_are_enough(make_run, small_world, tmp_path):
+
+    teacher, corpus, cache = small_world
+    run = rundir.RunDir(tmp_path / "out")
+    flags = ["--student", str(make_run().init), "--out", str(run.root), "--objective", "minilm"]
+    flags += ["--teacher", str(teacher), "--corpus", str(corpus), "--seq-length", "32"]
+    flags += ["--steps", "2", "--batch-size", "4", "--validation-sequences", "4"]
+    options = {"cache": cache, "config": CONFIGS / "zero1.json", "world_size": 1}
+    assert launching.train(None, extra=flags, **options) == [launch.EXIT_DONE]
+    assert run.read_result().steps == 2
+    assert run.read_job().layers == 2
+    assert run.read_result().validation_after.keys() == {"loss", "attention_kl", "value_kl"}
+    again = launching.train(None, extra=[*flags, "--seed", "5"], **options)
+    assert again == [launch.EXIT_DONE], "a finished run stays finished"
