@@ -1,0 +1,130 @@
+"""One request in, one distilled student out: over real HTTP, with a real server and a real two-rank DeepSpeed run."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import signal
+import tarfile
+import time
+
+import pytest
+import torch
+from conftest import Server, processes_of
+from transformers import AutoModel, AutoTokenizer
+
+from etd_ds.contract import rundir, teachers
+
+pytestmark = pytest.mark.slow
+
+
+def test_one_request_in_one_distilled_student_out(server: Server, tmp_path):
+    job = server.create()
+    assert job["status"] in ("queued", "running")
+    assert (job["student"]["layers"], job["student"]["hidden"]) == (3, 192)
+    assert job["student"]["compression"] == pytest.approx(
+        job["student"]["teacher_parameters"] / job["student"]["parameters"]
+    )
+    assert job["student"]["extraction_seconds"] > 0
+    assert job["id"] in [entry["id"] for entry in server.http.get("/jobs").json()["data"]]
+
+    events = [event for _, event in server.events(job["id"])]
+    steps = [event["step"] for event in events if event["type"] == "step"]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert [event["step"] for event in events if event["type"] == "checkpoint"] == [3, 6]
+    attempt = next(event for event in events if event["type"] == "attempt")
+    assert attempt["world_size"] == 2
+
+    done = server.get(job["id"])
+    assert done["status"] == "succeeded", done
+    archive = server.http.get(f"/jobs/{job['id']}/student")
+    with tarfile.open(fileobj=io.BytesIO(archive.content)) as tar:
+        tar.extractall(tmp_path, filter="data")
+    (config,) = tmp_path.rglob("config.json")
+    folder = config.parent
+    assert set(rundir.STUDENT_FILES) <= {path.name for path in folder.iterdir()}
+    for name in rundir.STUDENT_FILES:
+        single = server.http.get(f"/jobs/{job['id']}/student/{name}")
+        assert single.content == (folder / name).read_bytes()
+        assert hashlib.sha256(single.content).hexdigest() == done["result"]["files"][name]["sha256"]
+
+    model, report = AutoModel.from_pretrained(folder, output_loading_info=True, add_pooling_layer=False)
+    assert not report["missing_keys"]
+    assert not report["mismatched_keys"]
+    text = AutoTokenizer.from_pretrained(folder)("one small encoder, please", return_tensors="pt")
+    assert model(**text).last_hidden_state.shape == (1, text["input_ids"].shape[1], 192)
+    before = json.loads((server.data_dir / "jobs" / job["id"] / "init" / "extraction.json").read_text())
+    assert json.loads((folder / "extraction.json").read_text())["hidden"] == before["hidden"]
+    assert len(before["hidden"]) == 192
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_server_killed_and_restarted_loses_nothing_and_kills_no_job(server: Server):
+    job = server.create(steps=40, checkpoint_every=100, validate_every=100)
+    stream = server.events(job["id"])
+    last, event = next((i, e) for i, e in stream if e["type"] == "step")
+    stream.close()
+    run = server.data_dir / "jobs" / job["id"]
+    server.kill(signal.SIGKILL)
+    assert processes_of(run), "the trainer outlives the server"
+    server.start()
+    later = [(i, e) for i, e in server.events(job["id"], last)]
+    steps = [event["step"]] + [e["step"] for _, e in later if e["type"] == "step"]
+    assert steps == list(range(steps[0], 41)), "no gap and no repeat across the restart"
+    assert server.get(job["id"])["status"] == "succeeded"
+    listed = server.http.get(f"/jobs/{job['id']}/events", headers={"Accept": "application/json"}).json()["data"]
+    assert len([e for e in listed if e["type"] == "attempt"]) == 1
+
+
+def test_cancel_ends_every_process_of_the_job(server: Server):
+    job = server.create(steps=100_000)
+    next(e for _, e in server.events(job["id"]) if e["type"] == "step")
+    answer = server.http.post(f"/jobs/{job['id']}/cancel")
+    assert answer.status_code in (200, 202)
+    server.wait(job["id"], ("cancelled",))
+    run = server.data_dir / "jobs" / job["id"]
+    deadline = time.monotonic() + 10
+    while processes_of(run) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not processes_of(run)
+    assert server.http.get(f"/jobs/{job['id']}/student").status_code == 409
+
+
+def test_a_killed_trainer_is_a_failed_job_with_its_last_words(server: Server):
+    job = server.create(steps=100_000)
+    next(e for _, e in server.events(job["id"]) if e["type"] == "step")
+    run = server.data_dir / "jobs" / job["id"]
+    ranks = [pid for pid, command in processes_of(run).items() if "--local_rank" in command and "train.py" in command]
+    victims = [pid for pid in ranks if "deepspeed.launcher" not in processes_of(run).get(pid, "")]
+    os.kill(victims[0], signal.SIGKILL)
+    failed = server.wait(job["id"], ("failed", "succeeded", "cancelled"))
+    assert failed["status"] == "failed"
+    assert failed["error"]["code"]
+    assert failed["error"]["message"]
+    assert failed["log_tail"]
+    assert not processes_of(run)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"layers": 7}, "layers"),
+        ({"hidden": 190}, "hidden"),
+        ({"hidden": 10**9}, "hidden"),
+        ({"hidden": "wide"}, "hidden"),
+        ({"colour": "red"}, "colour"),
+        ({"teacher": "no such teacher"}, "teacher"),
+        ({"teacher": str(teachers.embedded_folder())}, "teacher"),
+        ({"corpus": "/etc/passwd"}, "corpus"),
+        ({"gpus": 1000, "batch_size": 1000}, "gpus"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(server: Server, change, field):
+    before = server.http.get("/jobs").json()
+    answer = server.http.post("/jobs", json={"layers": 3, "hidden": 192, **change})
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["errors"][0]["field"] == field
+    assert server.http.get("/jobs").json() == before
