@@ -234,4 +234,4 @@ def mapped(path: Path, dtype: np.dtype) -> np.ndarray:
     """Records of an index file."""
     if path.stat().st_size == 0:  # which cannot be mapped
         return np.empty(0, dtype)
-    return np.memmap(path, dtype, mode="r")
+    return np.asarray(np.memmap(path, dtype, mode="r"))

