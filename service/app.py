@@ -16,13 +16,16 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from etd_ds import __version__
+from etd_ds.contract import errors
 from service import problems
 from service.admission import Admission, JobRequest
+from service.database import Database
 from service.executors import Executor
 from service.executors.local import LocalExecutor
 from service.executors.slurm import SlurmExecutor
 from service.extraction import Extractor
-from service.routes import downloads, health, jobs, watch
+from service.keys import Keys
+from service.routes import access, downloads, health, jobs, watch
 from service.routes.context import Context
 from service.scheduler import Scheduler, sweep
 from service.settings import Settings
@@ -34,14 +37,15 @@ log = logging.getLogger("etd_jobs")
 def create_app(settings: Settings) -> FastAPI:
     """The application of one server. Its folders, threads and worker begin with its lifespan."""
     settings.prepare()
-    store = Store(settings.database_url)
+    database = Database(settings.database_url)
+    database.create()
+    store, keys = Store(database), Keys(database)
     extractor = Extractor(settings)
     executor: Executor = SlurmExecutor(settings) if settings.slurm else LocalExecutor(settings)
     scheduler = Scheduler(settings, store, executor)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        store.create()
         extractor.warm()
         alone = _alone(settings)
         if alone is not None:
@@ -52,7 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
         scheduler.drain()
         extractor.close()
         scheduler.close()
-        store.engine.dispose()
+        database.close()
         if alone is not None:
             os.close(alone)
 
@@ -60,6 +64,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.context = Context(
         settings=settings,
         store=store,
+        keys=keys,
         extractor=extractor,
         admission=Admission(settings, store, extractor),
         wake=scheduler.wake,
@@ -87,8 +92,19 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 
 
 def serve(settings: Settings) -> None:
-    """Run a server until SIGTERM or SIGINT. Jobs that run go on without it."""
+    """Run a server until SIGTERM or SIGINT. Jobs that run go on without it.
+
+    Raises `EtdError` when it would listen to other machines and no key was made.
+    """
     app = create_app(settings)
+    if settings.host not in access.LOOPBACK and not app.state.context.keys.there_are():
+        raise errors.EtdError(
+            f"--host: {settings.host} is open to other machines, and no API key was made; make one with "
+            f"`etd-jobs keys create NAME --data-dir {settings.data_dir}`, or listen on 127.0.0.1",
+            field="host",
+            wanted="127.0.0.1, or an API key",
+            got=settings.host,
+        )
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -1,57 +1,19 @@
-"""What people asked, in a database: jobs, their wishes, and which slots they hold. SQLite, or PostgreSQL by URL."""
+"""What people asked: jobs and their wishes, and which slots they hold, as rows of the database."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
 from etd_ds.contract import spec
 from service import status as statuses
+from service.database import Database, jobs, slots
 from service.status import Status, Wish
-
-metadata = sa.MetaData()
-
-jobs = sa.Table(
-    "jobs",
-    metadata,
-    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("id", sa.String(40), nullable=False, unique=True),
-    sa.Column("tenant", sa.String(64), nullable=False, index=True),
-    sa.Column("status", sa.String(16), nullable=False, index=True),
-    sa.Column("wish", sa.String(16), nullable=False, default=""),
-    sa.Column("spec", sa.Text, nullable=False),
-    sa.Column("labels", sa.Text, nullable=False, default="{}"),
-    sa.Column("priority", sa.Integer, nullable=False, default=0),
-    sa.Column("ranks", sa.Integer, nullable=False),
-    sa.Column("attempt", sa.Integer, nullable=False, default=0),
-    sa.Column("retries", sa.Integer, nullable=False, default=0),
-    sa.Column("not_before", sa.Float, nullable=False, default=0.0),
-    sa.Column("created", sa.Float, nullable=False),
-    sa.Column("started", sa.Float),
-    sa.Column("ended", sa.Float),
-    sa.Column("error_code", sa.String(64), nullable=False, default=""),
-    sa.Column("error_message", sa.Text, nullable=False, default=""),
-    sa.Column("lease_owner", sa.String(40), nullable=False, default=""),
-    sa.Column("lease_until", sa.Float, nullable=False, default=0.0),
-    sa.Column("request_key", sa.String(255)),
-    sa.Column("request_hash", sa.String(64), nullable=False, default=""),
-    sa.UniqueConstraint("tenant", "request_key"),
-    sa.CheckConstraint(f"status in {statuses.STATUSES}", name="known_status"),
-)
-
-slots = sa.Table(
-    "slots",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("job", sa.String(40), sa.ForeignKey("jobs.id"), index=True),
-)
 
 
 @dataclass(frozen=True)
@@ -101,25 +63,8 @@ class Taken(Exception):
 class Store:
     """Every method is one transaction and may be called from any thread."""
 
-    def __init__(self, url: str) -> None:
-        self.engine = sa.create_engine(url, pool_pre_ping=True, pool_size=16, max_overflow=48)
-        self.sqlite = self.engine.dialect.name == "sqlite"
-        if self.sqlite:
-            _embed(self.engine)
-
-    def create(self) -> None:
-        """Make the tables that are missing."""
-        metadata.create_all(self.engine)
-
-    @contextmanager
-    def _write(self) -> Iterator[sa.Connection]:
-        with self.engine.begin() as connection:
-            yield connection
-
-    @contextmanager
-    def _look(self) -> Iterator[sa.Connection]:
-        with self.engine.connect() as connection:
-            yield connection.execution_options(only_reads=True)
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     # ---- what people do
 
@@ -128,7 +73,7 @@ class Store:
         values = {one.name: getattr(job, one.name) for one in fields(Job) if one.name != "seq"}
         values |= {"spec": job.spec.model_dump_json(exclude_unset=True), "labels": json.dumps(job.labels)}
         try:
-            with self._write() as connection:
+            with self._database.write() as connection:
                 connection.execute(jobs.insert().values(values))
         except sa.exc.IntegrityError:
             taken = self.by_request(job.tenant, job.request_key) if job.request_key else None
@@ -144,14 +89,14 @@ class Store:
         query = sa.select(*_COLUMNS).where(jobs.c.id == job_id)
         if tenant is not None:
             query = query.where(jobs.c.tenant == tenant)
-        with self._look() as connection:
+        with self._database.look() as connection:
             row = connection.execute(query).mappings().first()
         return _job(row) if row else None
 
     def by_request(self, tenant: str, key: str) -> Job | None:
         """The job that a tenant made with this request key."""
         query = sa.select(*_COLUMNS).where(jobs.c.tenant == tenant, jobs.c.request_key == key)
-        with self._look() as connection:
+        with self._database.look() as connection:
             row = connection.execute(query).mappings().first()
         return _job(row) if row else None
 
@@ -172,17 +117,21 @@ class Store:
             query = query.where(jobs.c.seq < before)
         if status:
             query = query.where(jobs.c.status.in_(status))
-        position = sa.func.instr if self.sqlite else sa.func.strpos
+        position = sa.func.instr if self._database.sqlite else sa.func.strpos
         for name, value in (labels or {}).items():
             # quotes inside of names and values are escaped in JSON, so only a whole pair looks like this
             query = query.where(position(jobs.c.labels, json.dumps({name: value})[1:-1]) > 0)
-        with self._look() as connection:
+        with self._database.look() as connection:
             return [_job(row) for row in connection.execute(query).mappings()]
 
     def ask(self, job_id: str, wish: Wish) -> Job | None:
         """Note a wish and what follows from it at once; the job afterwards, or `None` if it is not allowed now."""
-        with self._write() as connection:
-            row = connection.execute(self._locked(sa.select(*_COLUMNS).where(jobs.c.id == job_id))).mappings().one()
+        with self._database.write() as connection:
+            row = (
+                connection.execute(self._database.locked(sa.select(*_COLUMNS).where(jobs.c.id == job_id)))
+                .mappings()
+                .one()
+            )
             job = _job(row)
             if job.status not in statuses.ALLOWED[wish]:
                 return None
@@ -201,33 +150,33 @@ class Store:
     def delete(self, job_id: str) -> bool:
         """Forget a job that holds nothing; False if it is running or may begin to."""
         idle = jobs.c.status.in_((*statuses.ENDED, "paused"))
-        with self._write() as connection:
+        with self._database.write() as connection:
             return connection.execute(jobs.delete().where(jobs.c.id == job_id, idle)).rowcount == 1
 
     def ahead_of(self, job: Job) -> int:
         """How many queued jobs come before this one."""
         first = sa.or_(jobs.c.priority > job.priority, sa.and_(jobs.c.priority == job.priority, jobs.c.seq < job.seq))
         query = sa.select(sa.func.count()).where(jobs.c.status == "queued", first)
-        with self._look() as connection:
+        with self._database.look() as connection:
             return int(connection.scalar(query) or 0)
 
     def counts(self) -> dict[str, int]:
         """How many jobs have each status."""
         query = sa.select(jobs.c.status, sa.func.count()).group_by(jobs.c.status)
-        with self._look() as connection:
+        with self._database.look() as connection:
             found = {row[0]: int(row[1]) for row in connection.execute(query)}
         return {status: found.get(status, 0) for status in statuses.STATUSES}
 
     def ids(self) -> set[str]:
         """Every job's id."""
-        with self._look() as connection:
+        with self._database.look() as connection:
             return set(connection.scalars(sa.select(jobs.c.id)))
 
     # ---- what schedulers do
 
     def set_slots(self, count: int) -> None:
         """Have exactly `count` slots; one that is too many goes when its job has left it."""
-        with self._write() as connection:
+        with self._database.write() as connection:
             there = set(connection.scalars(sa.select(slots.c.id)))
             for number in sorted(set(range(count)) - there):
                 connection.execute(slots.insert().values(id=number, job=None))
@@ -235,11 +184,11 @@ class Store:
 
     def held(self, job_id: str) -> tuple[int, ...]:
         """The slots that a job holds."""
-        with self._look() as connection:
+        with self._database.look() as connection:
             return tuple(connection.scalars(sa.select(slots.c.id).where(slots.c.job == job_id).order_by(slots.c.id)))
 
     def free_slots(self) -> int:
-        with self._look() as connection:
+        with self._database.look() as connection:
             return int(connection.scalar(sa.select(sa.func.count()).where(slots.c.job.is_(None))) or 0)
 
     def claim(self, owner: str, lease: float) -> Job | None:
@@ -250,11 +199,11 @@ class Store:
         now = time.time()
         due = sa.and_(jobs.c.status == "queued", jobs.c.not_before <= now)
         first = sa.select(*_COLUMNS).where(due).order_by(jobs.c.priority.desc(), jobs.c.seq).limit(1)
-        with self._write() as connection:
+        with self._database.write() as connection:
             free_ids = sa.select(slots.c.id).where(slots.c.job.is_(None)).order_by(slots.c.id)
             # every claim locks all free slots, so two schedulers claim one after the other
-            free = connection.scalars(self._locked(free_ids)).all()
-            row = connection.execute(self._locked(first)).mappings().first() if free else None
+            free = connection.scalars(self._database.locked(free_ids)).all()
+            row = connection.execute(self._database.locked(first)).mappings().first() if free else None
             if row is None or row["ranks"] > len(free):
                 return None
             connection.execute(
@@ -281,7 +230,7 @@ class Store:
         now = time.time()
         running = jobs.c.status == "running"
         open_to_us = sa.or_(jobs.c.lease_owner == owner, jobs.c.lease_until < now)
-        with self._write() as connection:
+        with self._database.write() as connection:
             connection.execute(
                 jobs.update().where(running, open_to_us).values(lease_owner=owner, lease_until=now + seconds)
             )
@@ -290,7 +239,7 @@ class Store:
 
     def end_leases(self) -> None:
         """Let every running job be taken over at once: for a server that knows that no other one lives."""
-        with self._write() as connection:
+        with self._database.write() as connection:
             connection.execute(jobs.update().where(jobs.c.status == "running").values(lease_until=0.0))
 
     def settle(self, job: Job, owner: str, verdict: statuses.Verdict, *, message: str = "", wait: float = 0.0) -> bool:
@@ -306,15 +255,11 @@ class Store:
             jobs.c.attempt == job.attempt,
             jobs.c.lease_owner == owner,
         )
-        with self._write() as connection:
+        with self._database.write() as connection:
             if connection.execute(jobs.update().where(mine).values(change)).rowcount != 1:
                 return False
             connection.execute(slots.update().where(slots.c.job == job.id).values(job=None))
         return True
-
-    def _locked(self, query: sa.Select[Any]) -> sa.Select[Any]:
-        """SQLite locks the whole file at the transaction's beginning; PostgreSQL locks these rows."""
-        return query if self.sqlite else query.with_for_update()
 
 
 def _becomes(job: Job, status: Status) -> dict[str, Any]:
@@ -325,20 +270,3 @@ def _becomes(job: Job, status: Status) -> dict[str, Any]:
     else:
         change |= {"ended": None, "error_code": "", "error_message": ""}
     return change
-
-
-def _embed(engine: sa.Engine) -> None:
-    """SQLite as a server's store: write-ahead log, full sync, and writers that queue up instead of failing."""
-    Path(engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
-
-    @sa.event.listens_for(engine, "connect")
-    def _connect(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @sa.event.listens_for(engine, "begin")
-    def _begin(connection: sa.Connection) -> None:
-        # a lock taken at the beginning is never upgraded, so no transaction fails in its middle
-        reads = connection.get_execution_options().get("only_reads")
-        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from etd_ds.contract import rundir
 from service.admission import Admission
 from service.extraction import Extractor
+from service.keys import Keys
 from service.problems import Problem
 from service.settings import Settings
 from service.store import Job, Store
@@ -23,6 +24,7 @@ class Context:
 
     settings: Settings
     store: Store
+    keys: Keys
     extractor: Extractor
     admission: Admission
     wake: Callable[[], None]
@@ -35,13 +37,6 @@ class Context:
 
     def run(self, job: Job) -> rundir.RunDir:
         return rundir.RunDir(self.settings.runs / job.id)
-
-    def job(self, job_id: str) -> Job:
-        """The job, or `Problem` 404."""
-        found = self.store.get(job_id)
-        if found is None:
-            raise Problem(404, "job_not_found", "There is no such job.")
-        return found
 
 
 def _context(request: Request) -> Context:

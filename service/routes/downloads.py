@@ -10,28 +10,28 @@ from fastapi.responses import Response, StreamingResponse
 
 from service import artifacts
 from service.problems import Problem, documented
-from service.routes.context import Here, student_folder
+from service.routes.access import Downloader
+from service.routes.context import student_folder
 
 router = APIRouter(tags=["downloads"])
 
-_ANSWERS = documented(404, 409, 416) | {206: {"description": "A range"}, 304: {"description": "Not modified"}}
+_ANSWERS = documented(401, 403, 404, 409, 416) | {206: {"description": "A range"}, 304: {"description": "Not modified"}}
 
 
 @router.get("/jobs/{job_id}/student", response_class=StreamingResponse, responses=_ANSWERS)
 @router.head("/jobs/{job_id}/student", include_in_schema=False)
-def student_tar(job_id: str, request: Request, here: Here) -> Response:
+def student_tar(job_id: str, request: Request, who: Downloader) -> Response:
     """The student as a tar: the files of a Hugging Face folder, without a folder around them."""
-    job = here.job(job_id)
-    content = artifacts.tar(*student_folder(here.run(job)))
-    named = {"Content-Disposition": f'attachment; filename="student-{job.id}.tar"'}
+    content = artifacts.tar(*student_folder(who.run(job_id)))
+    named = {"Content-Disposition": f'attachment; filename="student-{job_id}.tar"'}
     return respond(request, content, "application/x-tar", named)
 
 
 @router.get("/jobs/{job_id}/student/{name}", response_class=StreamingResponse, responses=_ANSWERS)
 @router.head("/jobs/{job_id}/student/{name}", include_in_schema=False)
-def student_file(job_id: str, name: str, request: Request, here: Here) -> Response:
+def student_file(job_id: str, name: str, request: Request, who: Downloader) -> Response:
     """One file of the student."""
-    folder, files = student_folder(here.run(here.job(job_id)))
+    folder, files = student_folder(who.run(job_id))
     content = artifacts.file(folder, name, files)
     if content is None:
         raise Problem(404, "file_not_found", f"The student has no such file; it has {', '.join(sorted(files))}.")

@@ -11,7 +11,8 @@ from fastapi.responses import JSONResponse
 from etd_ds.contract import events
 from service import admission
 from service.problems import Problem, documented
-from service.routes.context import Context, Here, prefix, read_body
+from service.routes.access import Caller, Reader, Writer
+from service.routes.context import prefix, read_body
 from service.routes.view import job_json
 from service.status import Status, Wish
 
@@ -26,26 +27,29 @@ _BODY = {
 Key = Annotated[str | None, Header(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")]
 
 
-@router.post("/jobs", status_code=201, openapi_extra=_BODY, responses=documented(409, 413, 422, 503, 507))
-async def create(request: Request, here: Here, idempotency_key: Key = None) -> JSONResponse:
+@router.post(
+    "/jobs", status_code=201, openapi_extra=_BODY, responses=documented(401, 403, 409, 413, 422, 429, 503, 507)
+)
+async def create(request: Request, who: Writer, idempotency_key: Key = None) -> JSONResponse:
     """Check the spec, cut the student out of its teacher, and queue its distillation.
 
     With an `Idempotency-Key`, a request that is sent twice makes one job.
     """
+    here = who.here
     if here.draining:
         raise Problem(503, "shutting_down", "The server is going down.", headers={"Retry-After": "30"})
     asked = admission.parse(await read_body(request, here.settings.max_body))
-    job, new = await run_in_threadpool(here.admission.admit, asked, tenant="default", key=idempotency_key)
+    job, new = await run_in_threadpool(here.admission.admit, asked, tenant=who.tenant, key=idempotency_key)
     here.wake()
     content = await run_in_threadpool(job_json, here, job, prefix(request))
     headers = {"Location": content["links"]["self"]} | ({} if new else {"Idempotent-Replayed": "true"})
     return JSONResponse(content, 201, headers=headers)
 
 
-@router.get("/jobs", responses=documented(422))
+@router.get("/jobs", responses=documented(401, 403, 422))
 def page(
     request: Request,
-    here: Here,
+    who: Reader,
     after: Annotated[str | None, Query(max_length=64)] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
     status: Annotated[list[Status] | None, Query()] = None,
@@ -54,61 +58,61 @@ def page(
     """The newest jobs first. `next`, when it is not null, is the `after` of the following page."""
     before = None
     if after is not None:
-        last = here.store.get(after)
+        last = who.here.store.get(after, tenant=who.tenant)
         if last is None:
             raise _refuse("after", "the id of a job, as `next` gives it")
         before = last.seq
     wanted = dict(one.partition(":")[::2] for one in label or [])
     if not all(":" in one for one in label or []):
         raise _refuse("label", "NAME:VALUE")
-    found = here.store.page(before=before, status=status or (), labels=wanted, limit=limit + 1)
+    found = who.here.store.page(tenant=who.tenant, before=before, status=status or (), labels=wanted, limit=limit + 1)
     base = prefix(request)
-    shown = [job_json(here, job, base, brief=True) for job in found[:limit]]
+    shown = [job_json(who.here, job, base, brief=True) for job in found[:limit]]
     return {"data": shown, "next": found[limit - 1].id if len(found) > limit else None}
 
 
-@router.get("/jobs/{job_id}", responses=documented(404))
-def show(job_id: str, request: Request, here: Here) -> dict[str, Any]:
+@router.get("/jobs/{job_id}", responses=documented(401, 403, 404))
+def show(job_id: str, request: Request, who: Reader) -> dict[str, Any]:
     """One job."""
-    return job_json(here, here.job(job_id), prefix(request))
+    return job_json(who.here, who.job(job_id), prefix(request))
 
 
-@router.delete("/jobs/{job_id}", status_code=204, response_class=Response, responses=documented(404, 409))
-def delete(job_id: str, here: Here) -> Response:
+@router.delete("/jobs/{job_id}", status_code=204, response_class=Response, responses=documented(401, 403, 404, 409))
+def delete(job_id: str, who: Writer) -> Response:
     """Forget a job that has ended or is paused, with its student, checkpoints and log."""
-    if not here.admission.discard(here.job(job_id)):
+    if not who.here.admission.discard(who.job(job_id)):
         raise Problem(409, "not_now", "Only a job that has ended or is paused can be deleted; cancel it first.")
     return Response(status_code=204)
 
 
-@router.post("/jobs/{job_id}/cancel", responses=documented(404, 409))
-def cancel(job_id: str, request: Request, here: Here) -> dict[str, Any]:
+@router.post("/jobs/{job_id}/cancel", responses=documented(401, 403, 404, 409))
+def cancel(job_id: str, request: Request, who: Writer) -> dict[str, Any]:
     """End the job. A running one writes a checkpoint first; its status changes when it has left."""
-    return _ask(here, job_id, "cancel", request)
+    return _ask(who, job_id, "cancel", request)
 
 
-@router.post("/jobs/{job_id}/pause", responses=documented(404, 409))
-def pause(job_id: str, request: Request, here: Here) -> dict[str, Any]:
+@router.post("/jobs/{job_id}/pause", responses=documented(401, 403, 404, 409))
+def pause(job_id: str, request: Request, who: Writer) -> dict[str, Any]:
     """Let a running job write a checkpoint and free its slots, or hold a queued one back."""
-    return _ask(here, job_id, "pause", request)
+    return _ask(who, job_id, "pause", request)
 
 
-@router.post("/jobs/{job_id}/resume", responses=documented(404, 409))
-def resume(job_id: str, request: Request, here: Here) -> dict[str, Any]:
+@router.post("/jobs/{job_id}/resume", responses=documented(401, 403, 404, 409))
+def resume(job_id: str, request: Request, who: Writer) -> dict[str, Any]:
     """Queue a paused job again; it continues from its checkpoint."""
-    return _ask(here, job_id, "resume", request)
+    return _ask(who, job_id, "resume", request)
 
 
-@router.post("/jobs/{job_id}/retry", responses=documented(404, 409))
-def retry(job_id: str, request: Request, here: Here) -> dict[str, Any]:
+@router.post("/jobs/{job_id}/retry", responses=documented(401, 403, 404, 409))
+def retry(job_id: str, request: Request, who: Writer) -> dict[str, Any]:
     """Queue a failed or cancelled job again; it continues from its last checkpoint, if it has one."""
-    return _ask(here, job_id, "retry", request)
+    return _ask(who, job_id, "retry", request)
 
 
-@router.get("/jobs/{job_id}/checkpoints", responses=documented(404))
-def checkpoints(job_id: str, here: Here) -> dict[str, Any]:
+@router.get("/jobs/{job_id}/checkpoints", responses=documented(401, 403, 404))
+def checkpoints(job_id: str, who: Reader) -> dict[str, Any]:
     """The checkpoints that were written, and which of them are still kept, with the held-out loss at that step."""
-    run = here.run(here.job(job_id))
+    run = who.run(job_id)
     found: dict[str, dict[str, Any]] = {}
     losses: dict[int, float] = {}
     for line in events.lines(run.events):
@@ -126,12 +130,12 @@ def checkpoints(job_id: str, here: Here) -> dict[str, Any]:
     return {"data": [{**one, "validation_loss": losses.get(one["step"])} for one in found.values()]}
 
 
-def _ask(here: Context, job_id: str, wish: Wish, request: Request) -> dict[str, Any]:
-    job = here.store.ask(here.job(job_id).id, wish)
+def _ask(who: Caller, job_id: str, wish: Wish, request: Request) -> dict[str, Any]:
+    job = who.here.store.ask(who.job(job_id).id, wish)
     if job is None:
-        raise Problem(409, "not_now", f"A job that is {here.job(job_id).status} cannot be asked to {wish}.")
-    here.wake()
-    return job_json(here, job, prefix(request))
+        raise Problem(409, "not_now", f"A job that is {who.job(job_id).status} cannot be asked to {wish}.")
+    who.here.wake()
+    return job_json(who.here, job, prefix(request))
 
 
 def _refuse(field: str, wanted: str) -> Problem:

@@ -15,8 +15,10 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
 from etd_ds.contract import events
 from service import tail
 from service.problems import documented
-from service.routes.context import Context, Here
+from service.routes.access import Reader
+from service.routes.context import Context
 from service.status import ENDED
+from service.store import Job
 
 router = APIRouter(tags=["jobs"])
 
@@ -27,11 +29,11 @@ _RAW = {"X-Accel-Buffering": "no", "X-Content-Type-Options": "nosniff"}
 _CONTENT: dict[str, dict[str, str]] = {"text/event-stream": {}, "application/json": {}}
 
 
-@router.get("/jobs/{job_id}/events", responses=documented(404, 422) | {200: {"content": _CONTENT}})
+@router.get("/jobs/{job_id}/events", responses=documented(401, 403, 404, 422) | {200: {"content": _CONTENT}})
 async def watch(
     job_id: str,
     request: Request,
-    here: Here,
+    who: Reader,
     last_event_id: Annotated[str | None, Header(pattern=r"^[0-9]{1,18}$")] = None,
     after: Annotated[int, Query(ge=0, le=2**60)] = 0,
 ) -> Response:
@@ -40,33 +42,35 @@ async def watch(
     An event's id is the offset behind it. Besides the run's own events there are `status` ones, which tell what
     the job has become; the stream ends after the one that says how the job ended.
     """
-    job = await run_in_threadpool(here.job, job_id)
+    here = who.here
+    job = await run_in_threadpool(who.job, job_id)
     after = after if last_event_id is None else int(last_event_id)
     accepted = request.headers.get("accept", "")
     if "application/json" in accepted and "text/event-stream" not in accepted:
-        return JSONResponse(await run_in_threadpool(_list, here, job.id, after))
+        return JSONResponse(await run_in_threadpool(_list, here, job, after))
     return EventSourceResponse(_stream(here, job.id, after), headers=_RAW)
 
 
-@router.get("/jobs/{job_id}/log", response_class=PlainTextResponse, responses=documented(404, 422))
+@router.get("/jobs/{job_id}/log", response_class=PlainTextResponse, responses=documented(401, 403, 404, 422))
 def log(
-    job_id: str, here: Here, lines: Annotated[int, Query(ge=0, le=100_000)] = 1000, follow: bool = False
+    job_id: str, who: Reader, lines: Annotated[int, Query(ge=0, le=100_000)] = 1000, follow: bool = False
 ) -> Response:
     """The last lines that launcher and trainer printed; with `follow`, also those to come, until the job has ended."""
-    job = here.job(job_id)
-    path = here.run(job).log
+    job = who.job(job_id)
     if follow:
-        return StreamingResponse(_follow(here, job.id, lines), media_type="text/plain; charset=utf-8", headers=_RAW)
-    return PlainTextResponse("".join(line + "\n" for line in tail.last_lines(path, lines, limit=_LOG_BYTES)))
+        return StreamingResponse(_follow(who.here, job, lines), media_type="text/plain; charset=utf-8", headers=_RAW)
+    return PlainTextResponse(
+        "".join(line + "\n" for line in tail.last_lines(who.here.run(job).log, lines, limit=_LOG_BYTES))
+    )
 
 
-async def _follow(here: Context, job_id: str, lines: int) -> AsyncIterator[bytes]:
-    path = here.run(here.job(job_id)).log
+async def _follow(here: Context, started: Job, lines: int) -> AsyncIterator[bytes]:
+    path = here.run(started).log
     offset = path.stat().st_size if path.exists() else 0
     for line in tail.last_lines(path, lines, limit=_LOG_BYTES):
         yield line.encode() + b"\n"
     while True:
-        job = await run_in_threadpool(here.store.get, job_id)
+        job = await run_in_threadpool(here.store.get, started.id)
         for whole in events.lines(path, offset):
             offset = whole.end
             if line := tail.clean(whole.text.rstrip("\r").rsplit("\r", 1)[-1]):
@@ -76,8 +80,7 @@ async def _follow(here: Context, job_id: str, lines: int) -> AsyncIterator[bytes
         await asyncio.sleep(_LOOK_SECONDS)
 
 
-def _list(here: Context, job_id: str, after: int) -> dict[str, object]:
-    job = here.job(job_id)
+def _list(here: Context, job: Job, after: int) -> dict[str, object]:
     found = [(line.end, json.loads(line.text)) for line in events.lines(here.run(job).events, after) if _whole(line)]
     return {
         "status": job.status,

@@ -24,6 +24,7 @@ class Server:
     process: subprocess.Popen[str] | None = None
     client: Client = field(default_factory=Client)
     url: str = ""
+    key: str = ""
 
     @property
     def cache(self) -> Path:
@@ -46,7 +47,7 @@ class Server:
         else:
             raise AssertionError("the server did not start:\n" + "".join(said))
         self.client.close()
-        self.client = Client(self.url)
+        self.client = Client(self.url, key=self.key)
         return self
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> str:

@@ -8,17 +8,19 @@ import time
 import pytest
 
 from etd_ds.contract import spec
+from service.database import Database
 from service.status import Verdict
 from service.store import Job, Store, Taken
 
 
 @pytest.fixture
 def store(tmp_path):
-    made = Store(f"sqlite:///{tmp_path / 'service.db'}")
-    made.create()
+    database = Database(f"sqlite:///{tmp_path / 'service.db'}")
+    database.create()
+    made = Store(database)
     made.set_slots(2)
     yield made
-    made.engine.dispose()
+    database.close()
 
 
 def job(name, **fields):

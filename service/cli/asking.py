@@ -1,149 +1,26 @@
-"""`etd-jobs`: run the job service, and talk to one."""
+"""The commands of whoever uses a server."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import secrets
-import shlex
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import httpx
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from etd_ds import __version__
-from etd_ds.contract import errors, flags, launch
-from service.client import Client, ServiceError
-from service.executors import slurm_flags
-from service.settings import CPU_SLOTS, Settings, cuda_devices, environment
+from etd_ds.contract import flags
+from service.client import Client
+from service.settings import environment
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of the console script. Exit code 1: the job failed; 2: bad input, or no answer."""
-    parser = argparse.ArgumentParser(prog="etd-jobs", description=__doc__)
-    parser.add_argument("--version", action="version", version=f"etd-jobs {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for configure in (_serve, _demo, _submit, _list, _show, _watch, _logs, _asks, _pull):
-        configure(commands)
-    args = parser.parse_args(argv)
-    try:
-        code: int = args.run(args)
-    except (ServiceError, errors.EtdError) as error:
-        print(f"etd-jobs: {error}", file=sys.stderr)
-        return 2
-    except httpx.HTTPError as error:
-        print(f"etd-jobs: {args.url} does not answer ({error}); is `etd-jobs serve` running?", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return code
-
-
-# ---- the server
-
-
-def _serve(commands: Any) -> None:
-    parser = commands.add_parser("serve", help="run the job service", description="Run the job service.")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
-    parser.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="database and run folders")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="teachers, corpora and scores (default: the user's)")
-    parser.add_argument("--database", default=environment("DATABASE"), metavar="URL",
-                        help="SQLAlchemy URL (default: SQLite in the data folder)")  # fmt: skip
-    parser.add_argument("--slots", type=int, metavar="N",
-                        help=f"ranks that run at once (default: one per GPU; {CPU_SLOTS} without GPUs)")  # fmt: skip
-    parser.add_argument("--cpu", action="store_true", help="train on the CPU even if there are GPUs")
-    parser.add_argument("--teacher", action="append", default=[], metavar="NAME=DIR",
-                        help="let requests use a local teacher under this name; may be repeated")  # fmt: skip
-    parser.add_argument("--corpus", action="append", default=[], metavar="NAME=PATH",
-                        help="let requests use local text under this name; may be repeated")  # fmt: skip
-    parser.add_argument("--no-hub", action="store_true", help="refuse teachers and corpora of a model hub")
-    for name, kind, text in (
-        ("grace", float, "seconds that a cancelled trainer has to write its checkpoint"),
-        ("max-retries", int, "how often a job whose trainer was lost is started again"),
-        ("backoff", float, "seconds before the first such start; doubles each time"),
-        ("extraction-timeout", float, "seconds that an extraction may take"),
-        ("extraction-memory", int, "bytes of memory that the extraction may take; 0: no limit"),
-    ):
-        default = Settings.__dataclass_fields__[name.replace("-", "_")].default
-        parser.add_argument(f"--{name}", type=kind, default=default, metavar="X", help=f"{text} (default: %(default)s)")
-    parser.add_argument("--retry-killed", action="store_true", help="treat killed trainers like lost ones")
-    slurm_flags.add(parser)
-    parser.add_argument("--worker-command", type=shlex.split, default=[], help=argparse.SUPPRESS)
-    parser.add_argument("--trainer-command", type=shlex.split, default=[], help=argparse.SUPPRESS)
-    parser.set_defaults(run=_run_server, url="")
-
-
-def _run_server(args: argparse.Namespace) -> int:
-    from service import app  # the client's commands need no web framework
-
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    slurm = slurm_flags.read(args)
-    gpus = 0 if args.cpu or slurm else cuda_devices()
-    # a cluster is given more than it can run at once, so that it can choose
-    default = 4 * slurm.nodes * slurm.gpus_per_node if slurm else gpus or CPU_SLOTS
-    slots = args.slots if args.slots is not None else default
-    if slots < 1 or (gpus and slots > gpus):
-        wanted = f"1 to {gpus} (the GPUs here)" if gpus else "1 or more"
-        raise errors.EtdError(f"--slots: wanted {wanted}, got {slots}", field="slots", wanted=wanted, got=slots)
-    settings = Settings(
-        data_dir=args.data_dir.resolve(),
-        host=args.host,
-        port=args.port,
-        cache=(args.cache or launch.default_cache()).resolve(),
-        database=args.database,
-        slots=slots,
-        gpus=gpus,
-        slurm=slurm,
-        teachers={name: Path(path) for name, path in _aliases("--teacher", args.teacher, folder=True)},
-        corpora=dict(_aliases("--corpus", args.corpus, folder=False)),
-        hub=not args.no_hub,
-        grace=args.grace,
-        max_retries=args.max_retries,
-        retry_killed=args.retry_killed,
-        backoff=args.backoff,
-        extraction_timeout=args.extraction_timeout,
-        extraction_memory=args.extraction_memory,
-        worker_command=tuple(args.worker_command),
-        trainer_command=tuple(args.trainer_command),
-    )
-    app.serve(settings)
-    return 0
-
-
-def _aliases(flag: str, given: list[str], *, folder: bool) -> list[tuple[str, str]]:
-    found = []
-    for text in given:
-        name, _, path = text.partition("=")
-        there = Path(path).expanduser().resolve()
-        if not name or not path or not (there.is_dir() if folder else there.exists()):
-            kind = "an existing folder" if folder else "an existing file or folder"
-            raise errors.EtdError(f"{flag}: wanted NAME=PATH with {kind}, got {text!r}", wanted="NAME=PATH", got=text)
-        found.append((name, str(there)))
-    return found
-
-
-def _demo(commands: Any) -> None:
-    text = "run the main job on this machine, from nothing: serve, post, watch, download, load, compare"
-    parser = commands.add_parser("demo", help=text, description=text)
-    parser.add_argument("--folder", type=Path, help="where data and student go (default: a new temporary folder)")
-    parser.set_defaults(run=_run_demo, url="the demo's server")
-
-
-def _run_demo(args: argparse.Namespace) -> int:
-    from service import demo
-
-    return demo.run((args.folder or Path(tempfile.mkdtemp(prefix="etd-demo-"))).resolve())
-
-
-# ---- the client
+def configure(commands: Any) -> None:
+    """Add the commands of this room."""
+    for add in (_submit, _list, _show, _watch, _logs, _asks, _pull):
+        add(commands)
 
 
 def _client_parser(commands: Any, name: str, text: str, *, job: bool = True) -> argparse.ArgumentParser:
@@ -338,7 +215,3 @@ def _describe(console: Console, job: dict[str, Any]) -> None:
         f"extracted in {student['extraction_seconds']:.1f} s; {job['status']}",
         highlight=False,
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

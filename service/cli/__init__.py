@@ -1,0 +1,34 @@
+"""`etd-jobs`: run the job service, and talk to one."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import httpx
+
+from etd_ds import __version__
+from etd_ds.contract import errors
+from service.cli import asking, serving
+from service.client import ServiceError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the console script. Exit code 1: the job failed; 2: bad input, or no answer."""
+    parser = argparse.ArgumentParser(prog="etd-jobs", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"etd-jobs {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serving.configure(commands)
+    asking.configure(commands)
+    args = parser.parse_args(argv)
+    try:
+        code: int = args.run(args)
+    except (ServiceError, errors.EtdError) as error:
+        print(f"etd-jobs: {error}", file=sys.stderr)
+        return 2
+    except httpx.HTTPError as error:
+        print(f"etd-jobs: {args.url} does not answer ({error}); is `etd-jobs serve` running?", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return code

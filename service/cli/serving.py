@@ -1,0 +1,181 @@
+"""The commands of whoever runs a server: serve, keys, demo."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from etd_ds.contract import errors, launch
+from service.database import Database
+from service.executors import slurm_flags
+from service.keys import SCOPES, Keys
+from service.settings import CPU_SLOTS, Settings, cuda_devices, environment
+
+
+def configure(commands: Any) -> None:
+    """Add the commands of this room."""
+    for add in (_serve, _keys, _demo):
+        add(commands)
+
+
+def _serve(commands: Any) -> None:
+    parser = commands.add_parser("serve", help="run the job service", description="Run the job service.")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    parser.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="database and run folders")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="teachers, corpora and scores (default: the user's)")
+    parser.add_argument("--database", default=environment("DATABASE"), metavar="URL",
+                        help="SQLAlchemy URL (default: SQLite in the data folder)")  # fmt: skip
+    parser.add_argument("--slots", type=int, metavar="N",
+                        help=f"ranks that run at once (default: one per GPU; {CPU_SLOTS} without GPUs)")  # fmt: skip
+    parser.add_argument("--cpu", action="store_true", help="train on the CPU even if there are GPUs")
+    parser.add_argument("--teacher", action="append", default=[], metavar="NAME=DIR",
+                        help="let requests use a local teacher under this name; may be repeated")  # fmt: skip
+    parser.add_argument("--corpus", action="append", default=[], metavar="NAME=PATH",
+                        help="let requests use local text under this name; may be repeated")  # fmt: skip
+    parser.add_argument("--no-hub", action="store_true", help="refuse teachers and corpora of a model hub")
+    for name, kind, text in (
+        ("grace", float, "seconds that a cancelled trainer has to write its checkpoint"),
+        ("max-retries", int, "how often a job whose trainer was lost is started again"),
+        ("backoff", float, "seconds before the first such start; doubles each time"),
+        ("extraction-timeout", float, "seconds that an extraction may take"),
+        ("extraction-memory", int, "bytes of memory that the extraction may take; 0: no limit"),
+    ):
+        default = Settings.__dataclass_fields__[name.replace("-", "_")].default
+        parser.add_argument(f"--{name}", type=kind, default=default, metavar="X", help=f"{text} (default: %(default)s)")
+    parser.add_argument("--retry-killed", action="store_true", help="treat killed trainers like lost ones")
+    slurm_flags.add(parser)
+    parser.add_argument("--worker-command", type=shlex.split, default=[], help=argparse.SUPPRESS)
+    parser.add_argument("--trainer-command", type=shlex.split, default=[], help=argparse.SUPPRESS)
+    parser.set_defaults(run=_run_server, url="")
+
+
+def _run_server(args: argparse.Namespace) -> int:
+    from service import app  # the client's commands need no web framework
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    slurm = slurm_flags.read(args)
+    gpus = 0 if args.cpu or slurm else cuda_devices()
+    # a cluster is given more than it can run at once, so that it can choose
+    default = 4 * slurm.nodes * slurm.gpus_per_node if slurm else gpus or CPU_SLOTS
+    slots = args.slots if args.slots is not None else default
+    if slots < 1 or (gpus and slots > gpus):
+        wanted = f"1 to {gpus} (the GPUs here)" if gpus else "1 or more"
+        raise errors.EtdError(f"--slots: wanted {wanted}, got {slots}", field="slots", wanted=wanted, got=slots)
+    settings = Settings(
+        data_dir=args.data_dir.resolve(),
+        host=args.host,
+        port=args.port,
+        cache=(args.cache or launch.default_cache()).resolve(),
+        database=args.database,
+        slots=slots,
+        gpus=gpus,
+        slurm=slurm,
+        teachers={name: Path(path) for name, path in _aliases("--teacher", args.teacher, folder=True)},
+        corpora=dict(_aliases("--corpus", args.corpus, folder=False)),
+        hub=not args.no_hub,
+        grace=args.grace,
+        max_retries=args.max_retries,
+        retry_killed=args.retry_killed,
+        backoff=args.backoff,
+        extraction_timeout=args.extraction_timeout,
+        extraction_memory=args.extraction_memory,
+        worker_command=tuple(args.worker_command),
+        trainer_command=tuple(args.trainer_command),
+    )
+    app.serve(settings)
+    return 0
+
+
+def _aliases(flag: str, given: list[str], *, folder: bool) -> list[tuple[str, str]]:
+    found = []
+    for text in given:
+        name, _, path = text.partition("=")
+        there = Path(path).expanduser().resolve()
+        if not name or not path or not (there.is_dir() if folder else there.exists()):
+            kind = "an existing folder" if folder else "an existing file or folder"
+            raise errors.EtdError(f"{flag}: wanted NAME=PATH with {kind}, got {text!r}", wanted="NAME=PATH", got=text)
+        found.append((name, str(there)))
+    return found
+
+
+def _demo(commands: Any) -> None:
+    text = "run the main job on this machine, from nothing: serve, post, watch, download, load, compare"
+    parser = commands.add_parser("demo", help=text, description=text)
+    parser.add_argument("--folder", type=Path, help="where data and student go (default: a new temporary folder)")
+    parser.set_defaults(run=_run_demo, url="the demo's server")
+
+
+def _run_demo(args: argparse.Namespace) -> int:
+    from service import demo
+
+    return demo.run((args.folder or Path(tempfile.mkdtemp(prefix="etd-demo-"))).resolve())
+
+
+# ---- keys
+
+
+def _keys(commands: Any) -> None:
+    text = "make, list and revoke API keys; once there is one, every request needs one"
+    parser = commands.add_parser("keys", help=text, description=text)
+    parser.set_defaults(url="")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    create = verbs.add_parser("create", help="make a key and print it: it is never shown again")
+    create.add_argument("name", help="whose key it is, for the list")
+    create.add_argument("--tenant", default="default", help="whose jobs it sees (default: %(default)s)")
+    create.add_argument("--scopes", nargs="+", choices=list(SCOPES), default=[*SCOPES], metavar="SCOPE",
+                        help=f"what it may do, of {', '.join(SCOPES)} (default: everything)")  # fmt: skip
+    create.add_argument("--days", type=float, help="days until it expires (default: never)")
+    create.set_defaults(run=_run_create_key)
+    listing = verbs.add_parser("list", help="list all keys, without their secrets")
+    listing.set_defaults(run=_run_list_keys)
+    revoke = verbs.add_parser("revoke", help="end a key at once")
+    revoke.add_argument("key", help="its id, from the list")
+    revoke.set_defaults(run=_run_revoke_key)
+    for verb in (create, listing, revoke):
+        verb.add_argument("--data-dir", type=Path, metavar="DIR", default=Path(), help="the server's data folder")
+        verb.add_argument("--database", default=environment("DATABASE"), metavar="URL", help="or its database")
+
+
+def _open_keys(args: argparse.Namespace) -> Keys:
+    if not args.database and not args.data_dir.is_dir():
+        args.data_dir.mkdir(parents=True)
+    database = Database(Settings(data_dir=args.data_dir.resolve(), database=args.database).database_url)
+    database.create()
+    return Keys(database)
+
+
+def _run_create_key(args: argparse.Namespace) -> int:
+    if re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", args.tenant) is None:
+        wanted = "lower-case letters, digits, - and _, at most 63"
+        raise errors.EtdError(f"--tenant: wanted {wanted}, got {args.tenant!r}", wanted=wanted, got=args.tenant)
+    secret, key = _open_keys(args).create(args.name[:100], args.tenant, args.scopes, days=args.days)
+    print(secret)
+    print(f"key {key.id} of tenant {key.tenant}; keep it: it is not shown again", file=sys.stderr)
+    return 0
+
+
+def _run_list_keys(args: argparse.Namespace) -> int:
+    table = Table("id", "name", "tenant", "scopes", "state", box=None)
+    for key in _open_keys(args).all():
+        state = "valid" if key.valid else "revoked" if key.revoked else "expired"
+        table.add_row(key.id, key.name, key.tenant, " ".join(sorted(key.scopes)), state)
+    Console().print(table)
+    return 0
+
+
+def _run_revoke_key(args: argparse.Namespace) -> int:
+    if not _open_keys(args).revoke(args.key):
+        raise errors.EtdError(f"there is no key {args.key!r}", got=args.key)
+    print(f"{args.key} is revoked")
+    return 0

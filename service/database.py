@@ -1,0 +1,112 @@
+"""The database's tables, and how to reach it: SQLite inside the data folder, or PostgreSQL by URL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from service import status as statuses
+
+metadata = sa.MetaData()
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("id", sa.String(40), nullable=False, unique=True),
+    sa.Column("tenant", sa.String(64), nullable=False, index=True),
+    sa.Column("status", sa.String(16), nullable=False, index=True),
+    sa.Column("wish", sa.String(16), nullable=False, default=""),
+    sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("labels", sa.Text, nullable=False, default="{}"),
+    sa.Column("priority", sa.Integer, nullable=False, default=0),
+    sa.Column("ranks", sa.Integer, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False, default=0),
+    sa.Column("retries", sa.Integer, nullable=False, default=0),
+    sa.Column("not_before", sa.Float, nullable=False, default=0.0),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("started", sa.Float),
+    sa.Column("ended", sa.Float),
+    sa.Column("error_code", sa.String(64), nullable=False, default=""),
+    sa.Column("error_message", sa.Text, nullable=False, default=""),
+    sa.Column("lease_owner", sa.String(40), nullable=False, default=""),
+    sa.Column("lease_until", sa.Float, nullable=False, default=0.0),
+    sa.Column("request_key", sa.String(255)),
+    sa.Column("request_hash", sa.String(64), nullable=False, default=""),
+    sa.UniqueConstraint("tenant", "request_key"),
+    sa.CheckConstraint(f"status in {statuses.STATUSES}", name="known_status"),
+)
+
+slots = sa.Table(
+    "slots",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("job", sa.String(40), sa.ForeignKey("jobs.id"), index=True),
+)
+
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("id", sa.String(16), primary_key=True),
+    sa.Column("hash", sa.String(64), nullable=False, unique=True),
+    sa.Column("name", sa.String(100), nullable=False),
+    sa.Column("tenant", sa.String(64), nullable=False),
+    sa.Column("scopes", sa.Text, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("expires", sa.Float),
+    sa.Column("revoked", sa.Float),
+)
+
+
+class Database:
+    """An engine with two kinds of transactions. May be used from any thread."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = sa.create_engine(url, pool_pre_ping=True, pool_size=16, max_overflow=48)
+        self.sqlite = self.engine.dialect.name == "sqlite"
+        if self.sqlite:
+            _embed(self.engine)
+
+    def create(self) -> None:
+        """Make the tables that are missing."""
+        metadata.create_all(self.engine)
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """A transaction that changes something."""
+        with self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def look(self) -> Iterator[sa.Connection]:
+        """A transaction that only reads; writers do not wait for it."""
+        with self.engine.connect() as connection:
+            yield connection.execution_options(only_reads=True)
+
+    def locked(self, query: sa.Select[Any]) -> sa.Select[Any]:
+        """SQLite locks the whole file at the transaction's beginning; PostgreSQL locks these rows."""
+        return query if self.sqlite else query.with_for_update()
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def _embed(engine: sa.Engine) -> None:
+    """SQLite as a server's store: write-ahead log, full sync, and writers that queue up instead of failing."""
+    Path(engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
+
+    @sa.event.listens_for(engine, "connect")
+    def _connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        # a lock taken at the beginning is never upgraded, so no transaction fails in its middle
+        reads = connection.get_execution_options().get("only_reads")
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

@@ -1,0 +1,133 @@
+"""Who may do what: keys, tenants, scopes, and open servers on loopback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import httpx
+import pytest
+from server_process import Server
+
+from service.cli import main
+from service.client import Client, ServiceError
+from service.database import Database
+from service.keys import SCOPES, Keys
+
+SMALL = {"layers": 3, "hidden": 192, "steps": 3}
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    """A server with keys: (server, secrets by name); tenant a has a finished job."""
+    root = tmp_path_factory.mktemp("guarded")
+    (root / "data").mkdir()
+    database = Database(f"sqlite:///{root / 'data' / 'service.db'}")
+    database.create()
+    keys = Keys(database)
+    secrets = {
+        "a": keys.create("a", "a", SCOPES)[0],
+        "b": keys.create("b", "b", SCOPES)[0],
+        "reads": keys.create("reads", "a", ["jobs:read"])[0],
+        "old": keys.create("old", "a", SCOPES, days=-1)[0],
+    }
+    secret, key = keys.create("gone", "a", SCOPES)
+    keys.revoke(key.id)
+    secrets["gone"] = secret
+    database.close()
+    server = Server(root, key=secrets["a"]).start()
+    job = server.client.wait(server.client.create(SMALL, idempotency_key="k")["id"])
+    yield server, secrets, job
+    server.client.close()
+    server.end()
+
+
+def status(call):
+    with pytest.raises(ServiceError) as refused:
+        call()
+    return refused.value.status
+
+
+@pytest.mark.parametrize("name", ["old", "gone", "nobody", ""])
+def test_only_valid_keys_open_the_door(guarded, name):
+    server, secrets, job = guarded
+    with Client(server.url, key=secrets.get(name, name)) as client:
+        assert status(client.list) == 401
+        assert status(lambda: client.get(job["id"])) == 401
+        assert status(lambda: client.create(SMALL)) == 401
+
+
+def test_another_tenants_job_does_not_exist(guarded):
+    server, secrets, job = guarded
+    with Client(server.url, key=secrets["b"]) as client:
+        assert client.list() == []
+        absent = []
+        for job_id in (job["id"], "job-00000000000000000000"):
+            answers = [client._http.get(f"/jobs/{job_id}{rest}") for rest in
+                       ("", "/events", "/log", "/student", "/student/config.json", "/checkpoints")]  # fmt: skip
+            answers += [client._http.post(f"/jobs/{job_id}/{ask}") for ask in ("cancel", "pause", "resume", "retry")]
+            answers.append(client._http.delete(f"/jobs/{job_id}"))
+            absent.append([(answer.status_code, answer.text) for answer in answers])
+        assert absent[0] == absent[1], "nobody can tell another's job from none"
+        assert {code for code, _ in absent[0]} == {404}
+        assert status(lambda: client.page(after=job["id"])) == 422
+        assert client.create(SMALL, idempotency_key="k")["id"] != job["id"]
+
+
+def test_scopes(guarded, tmp_path):
+    server, secrets, job = guarded
+    with Client(server.url, key=secrets["reads"]) as client:
+        assert client.get(job["id"])["status"] == "succeeded"
+        assert status(lambda: client.create(SMALL)) == 403
+        assert status(lambda: client.cancel(job["id"])) == 403
+        assert status(lambda: client.pull(job["id"], tmp_path)) == 403
+
+
+def test_secrets_are_nowhere(guarded):
+    server, secrets, _ = guarded
+    for path in (server.root / "data").rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert not any(secret.encode() in content for secret in secrets.values()), path
+
+
+def test_health_needs_no_key(guarded):
+    server, _, _ = guarded
+    assert httpx.get(f"{server.url}/healthz").status_code == 200
+
+
+def test_an_open_server_answers_only_to_this_machines_names(server):
+    server.start()
+    with httpx.Client(base_url=server.url) as http:
+        assert http.get("/jobs").status_code == 200
+        assert http.get("/jobs", headers={"Authorization": "Bearer hf_somebodys"}).status_code == 200
+        assert http.get("/jobs", headers={"Host": "evil.example"}).json()["code"] == "foreign_origin"
+        assert http.post("/jobs", json=SMALL, headers={"Origin": "http://evil.example"}).status_code == 403
+
+
+def test_keys_are_made_listed_and_revoked_while_a_server_runs(server, capsys):
+    server.start()
+    data = ["--data-dir", str(server.root / "data")]
+    assert server.client.list() == []
+    assert main(["keys", "create", "me", "--scopes", "jobs:read", *data]) == 0
+    said = capsys.readouterr()
+    secret, key_id = said.out.strip(), said.err.split()[1]
+    assert status(server.client.list) == 401
+    server.key = secret
+    with Client(server.url, key=secret) as client:
+        assert client.list() == []
+        assert main(["keys", "list", *data]) == 0
+        assert "me" in capsys.readouterr().out
+        assert main(["keys", "revoke", key_id, *data]) == 0
+        assert status(client.list) == 401
+    assert main(["keys", "revoke", "nothing", *data]) == 2
+    assert main(["keys", "create", "x", "--tenant", "A B", *data]) == 2
+    server.end()
+
+
+def test_a_server_does_not_listen_elsewhere_without_keys(tmp_path):
+    command = [sys.executable, "-m", "service.cli", "serve", "--host", "0.0.0.0", "--port", "0", "--cpu"]
+    command += ["--data-dir", str(tmp_path), "--cache", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    assert "etd-jobs keys create" in ended.stderr
