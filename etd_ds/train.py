@@ -39,59 +39,60 @@ EXIT_CRASH = 1
 def main(argv: list[str] | None = None) -> int:
     """One rank of the trainer, to its exit code."""
     _environment()
-    rank, stop, attempt = int(os.environ["RANK"]), Stop(), None
+    rank, stop = int(os.environ["RANK"]), Stop()
     args = _parse(argv, quiet=rank > 0)
-    run = rundir.RunDir((args.run or args.out).resolve())
+    attempts: list[Attempt] = []
     stop.listen()
     try:
-        if run.read_result() is not None:
-            _tell(rank, f"{run.result} is there: this run is finished")
-            return launch.EXIT_DONE
-        if rank == 0:
+        runs = [rundir.RunDir(path.resolve()) for path in args.run or [args.out]]
+        left = [run for run in runs if run.read_result() is None]
+        if left and rank == 0:
             if args.out is not None:
-                folder.lay(run, student=args.student, given=flags.given(args))
-            run.read_job()
-            attempt = Attempt(run)
-        result = _train(run, args, stop, attempt)
-        if attempt is not None and result is not None:
-            attempt.say(events.End(outcome="done", step=result.steps))
-            _tell(rank, f"{run.student} is ready")
+                folder.lay(left[0], student=args.student, given=flags.given(args))
+            attempts += [Attempt(run) for run in left if run.read_job()]
+        if left:
+            _train(left, args, stop, attempts)
+        for run in runs:
+            _tell(rank, f"{run.student} is ready" if run in left else f"{run.result} is there: this run is finished")
         return launch.EXIT_DONE
     except Stopped as stopped:
         _tell(rank, f"{stopped}; the same command continues")
-        _end(attempt, events.End(outcome="stopped", step=stopped.step, message=str(stopped)))
+        _end(attempts, events.End(outcome="stopped", step=stopped.step, message=str(stopped)))
         return launch.EXIT_STOPPED
     except errors.EtdError as error:
         # what one rank finds, all find: one of them says it
         if rank == 0 or isinstance(error, errors.HardwareError):
             _tell(0, str(error))
-        _end(attempt, events.End(outcome="failed", step=stop.step, code=error.code, message=str(error)))
+        _end(attempts, events.End(outcome="failed", step=stop.step, code=error.code, message=str(error)))
         return launch.EXIT_BAD_INPUT
     except Exception as error:
         traceback.print_exc()
-        _end(attempt, events.End(outcome="failed", step=stop.step, code="crash", message=_summary(error)))
+        _end(attempts, events.End(outcome="failed", step=stop.step, code="crash", message=_summary(error)))
         return EXIT_CRASH
 
 
-def _train(run: rundir.RunDir, args: argparse.Namespace, stop: Stop, attempt: Attempt | None) -> rundir.Result | None:
+def _train(runs: list[rundir.RunDir], args: argparse.Namespace, stop: Stop, attempts: list[Attempt]) -> None:
     import torch
 
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
     from etd_ds.engine import ranks
     from etd_ds.stages import distill
+    from etd_ds.stages.seat import Seat
 
     world_size = int(os.environ["WORLD_SIZE"])
-    if attempt is not None:
-        distill.check(run, ds_config=args.ds_config, world_size=world_size)
+    if attempts:
+        # rank 0 finds what is wrong before it meets the others: none of them ends, and has it ended, before it spoke
+        distill.check(runs, ds_config=args.ds_config, world_size=world_size)
     joined = ranks.join()
-    trainer = distill.Trainer(run, ds_config=args.ds_config, cache=args.cache, ranks=joined, stop=stop, attempt=attempt)
+    settings = distill.check(runs, ds_config=args.ds_config, world_size=world_size)
     _tell(
         joined.rank,
         f"training on {joined.device.type} with {joined.world_size} rank{'s' * (joined.world_size > 1)} in "
-        f"{trainer.settings.precision}; start-up took {time.monotonic() - STARTED:.1f} s",
+        f"{settings.precision}; start-up took {time.monotonic() - STARTED:.1f} s",
     )
-    return trainer.train()
+    seats = [Seat(run, attempts[i] if attempts else None) for i, run in enumerate(runs)]
+    distill.Trainer(seats, settings, cache=args.cache, ranks=joined, stop=stop).train()
 
 
 def _parse(argv: list[str] | None, *, quiet: bool) -> argparse.Namespace:
@@ -104,7 +105,13 @@ def _parse(argv: list[str] | None, *, quiet: bool) -> argparse.Namespace:
     parser.add_argument(
         "--deepspeed", dest="ds_config", type=Path, required=True, metavar="FILE", help="a file of ds_configs/"
     )
-    parser.add_argument("--run", type=Path, metavar="RUN_DIR", help="an extracted run folder: job.json and init/")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        nargs="+",
+        metavar="RUN_DIR",
+        help="an extracted run folder: job.json and init/; several share one teacher and every batch",
+    )
     parser.add_argument("--student", type=Path, metavar="INIT_DIR", help="without --run: the student to distill")
     parser.add_argument("--out", type=Path, metavar="RUN_DIR", help="without --run: the run folder to make")
     parser.add_argument(
@@ -139,10 +146,10 @@ def _environment() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _end(attempt: Attempt | None, event: events.End) -> None:
-    # the disk may be full, or a newer attempt may hold the folder: the exit code stands either way
-    with contextlib.suppress(OSError, errors.RunFolderError):
-        if attempt is not None:
+def _end(attempts: list[Attempt], event: events.End) -> None:
+    for attempt in attempts:
+        # the disk may be full, or a newer attempt may hold the folder: the exit code stands either way
+        with contextlib.suppress(OSError, errors.RunFolderError):
             attempt.say(event)
 
 

@@ -62,6 +62,10 @@ class Step(_Event):
     """Tokens trained on since step 0, padding not counted."""
     tokens_per_second: float
     eta_seconds: float
+    padding_avoided: float | None = None
+    """Share of token slots saved by packing, against every sequence padded to `seq_length`."""
+    memory_bytes: int | None = None
+    """Peak memory of the first rank: allocated on its GPU, or resident on a CPU."""
 
 
 class Validation(_Event):

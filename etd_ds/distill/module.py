@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertModel
 
 from etd_ds.bert.encoder import Packed, encode
-from etd_ds.losses import Objective, Segments, Taps, Totals, terms
+from etd_ds.losses import Objective, Segments, Taps, Totals, Wanted, terms
 
 # Of the projection W [ETD §4.1, TinyBERT's code].
 PROJECTION_STD = 0.02
@@ -65,10 +65,10 @@ class Distiller(nn.Module):
 class Guide(nn.Module):
     """The frozen teacher: it hands out its activations, without a graph, and nothing that the loss does not need."""
 
-    def __init__(self, teacher: BertModel, objective: Objective) -> None:
+    def __init__(self, teacher: BertModel, *objectives: Objective) -> None:
         super().__init__()
         self.bert = teacher.train(False).requires_grad_(False)
-        self.wanted = objective.teacher
+        self.wanted = Wanted.union(objective.teacher for objective in objectives)
 
     @torch.no_grad()
     def forward(self, packed: Packed) -> Taps:

@@ -51,7 +51,7 @@ def save(folder: Path, progress: Progress, state: Mapping[str, Tensor], *, keep:
 
     Killed at any moment it leaves either the whole checkpoint or none, and those before it.
     """
-    name = f"step-{progress.step:08d}"
+    name = _name(progress.step)
     with rundir.publishing(folder / name) as aside:
         safetensors.torch.save_file(dict(state), aside / STATE)
         (aside / PROGRESS).write_text(progress.model_dump_json(indent=2) + "\n")
@@ -64,18 +64,18 @@ def save(folder: Path, progress: Progress, state: Mapping[str, Tensor], *, keep:
     return name
 
 
-def find(folder: Path, warn: Callable[[str], None]) -> Found | None:
-    """The newest whole checkpoint, or `None`. One that is damaged is left aside with a warning."""
+def whole(folder: Path, warn: Callable[[str], None]) -> Iterator[Found]:
+    """The checkpoints that are whole, newest first. One that is damaged is passed over with a warning."""
     for _, path in _newest_first(folder):
         try:
-            return Found(path, _verified(path))
+            yield Found(path, _verified(path))
         except (OSError, ValueError) as error:
-            warn(f"checkpoint {path.name} is damaged ({error}); taking the one before")
-    return None
+            warn(f"checkpoint {path.name} is damaged ({error}); it is not used")
 
 
-def open_whole(path: Path) -> Found:
-    """A checkpoint that `find` has approved."""
+def open_whole(folder: Path, step: int) -> Found:
+    """The checkpoint of a step, one that `whole` has approved."""
+    path = folder / _name(step)
     return Found(path, Progress.model_validate_json((path / PROGRESS).read_bytes()))
 
 
@@ -97,6 +97,10 @@ def _verified(path: Path) -> Progress:
         return Progress.model_validate_json((path / PROGRESS).read_bytes())
     except ValidationError as error:
         raise ValueError(f"{PROGRESS}: {error}") from None
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _newest_first(folder: Path) -> list[tuple[int, Path]]:

@@ -120,7 +120,8 @@ def join() -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device)
 
 
-def leave() -> None:
+def leave(ranks: Ranks) -> None:
     """Part from the other ranks; nothing collective may follow."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    # rank 0 keeps the rendezvous store: nobody may still be reading there when it ends
+    ranks.barrier()
+    dist.destroy_process_group()

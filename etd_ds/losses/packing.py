@@ -6,7 +6,7 @@ B sequences, S padded length.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -71,6 +71,12 @@ class Wanted:
     """Layers whose queries and keys are wanted."""
     values: frozenset[int] = frozenset()
     hidden: frozenset[int] = frozenset()
+
+    @staticmethod
+    def union(many: Iterable[Wanted]) -> Wanted:
+        """All that any of them wants."""
+        wishes = list(many)
+        return Wanted(*(frozenset().union(*(getattr(w, of) for w in wishes)) for of in ("scores", "values", "hidden")))
 
     @property
     def last_hidden(self) -> int:

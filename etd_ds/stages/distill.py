@@ -1,9 +1,9 @@
-"""The trainer's stages on a run folder: data, distill, export. Each is skipped if its output is there."""
+"""The trainer's stages on run folders: data, distill, export. Each is skipped if its output is there."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,34 +16,53 @@ from etd_ds.contract import errors, events, rundir, spec
 from etd_ds.data.corpus import Corpus
 from etd_ds.data.stream import Ahead, Stream
 from etd_ds.distill.display import Display
-from etd_ds.distill.loop import Loop
+from etd_ds.distill.learner import Learner
+from etd_ds.distill.loop import Loop, Rhythm
 from etd_ds.distill.module import Distiller, Guide
 from etd_ds.distill.stopping import Stop
 from etd_ds.engine import checkpoint, config
 from etd_ds.engine.ranks import Ranks, hardware, leave
 from etd_ds.engine.runtime import Engine
-from etd_ds.losses import OBJECTIVES
-from etd_ds.stages.attempt import Attempt
+from etd_ds.losses import OBJECTIVES, Objective
 from etd_ds.stages.export import export
+from etd_ds.stages.seat import Seat
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# In these the students of one trainer may differ; all else they share, down to the batch.
+OWN = {
+    *("layers", "hidden", "ffn", "mode", "layer_selection", "reverse", "hidden_consistency", "objective"),
+    *("importance_sentences", "importance_reduction", "mlm_head_steps", "learning_rate", "warmup_ratio"),
+    *("weight_decay", "max_grad_norm", "dropout", "keep_checkpoints", "log_every", "gpus", "nodes", "deepspeed"),
+}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How this run is computed on this machine."""
+    """How runs are computed on this machine."""
 
     job: spec.JobSpec
+    """Of the first run; all agree in what is not `OWN`."""
     ds_config: dict[str, Any]
     precision: config.Dtype
     micro: int
 
 
-def check(run: rundir.RunDir, *, ds_config: Path, world_size: int) -> Settings:
-    """Everything that can be wrong with a folder, a config and this machine, found before any work."""
-    job = run.read_job()
-    if not (run.init / "config.json").is_file():
-        raise errors.RunFolderError(f"{run.init}: wanted the extracted student, got no config.json; extract it first")
+def check(runs: Sequence[rundir.RunDir], *, ds_config: Path, world_size: int) -> Settings:
+    """Everything that can be wrong with folders, config and machine, found before any work. Raises `EtdError`."""
+    job = runs[0].read_job()
+    for run in runs:
+        if not (run.init / "config.json").is_file():
+            raise errors.RunFolderError(
+                f"{run.init}: wanted the extracted student, got no config.json; extract it first"
+            )
+        other = run.read_job()
+        for name in spec.JobSpec.model_fields.keys() - OWN:
+            if getattr(other, name) != getattr(job, name):
+                raise errors.EtdError(
+                    f"{name}: runs trained together must agree in it; {runs[0].root} has {getattr(job, name)!r}, "
+                    f"{run.root} has {getattr(other, name)!r}",
+                    field=name,
+                )
     machine, content = hardware(), config.read(ds_config)
     return Settings(
         job=job,
@@ -54,32 +73,31 @@ def check(run: rundir.RunDir, *, ds_config: Path, world_size: int) -> Settings:
 
 
 class Trainer:
-    """Carries one rank through the stages of a run. Started again on the same folder, it continues."""
+    """Carries one rank through the stages of its runs. Started again on the same folders, it continues."""
 
-    def __init__(
-        self, run: rundir.RunDir, *, ds_config: Path, cache: Path, ranks: Ranks, stop: Stop, attempt: Attempt | None
-    ) -> None:
-        self.run, self.cache, self.ranks, self.stop = run, cache, ranks, stop
-        self.attempt = attempt
-        self.display: Display | None = None
-        self.settings = check(run, ds_config=ds_config, world_size=ranks.world_size)
-        self.job = self.settings.job
+    def __init__(self, seats: Sequence[Seat], settings: Settings, *, cache: Path, ranks: Ranks, stop: Stop) -> None:
+        self.seats, self.settings, self.cache, self.ranks, self.stop = seats, settings, cache, ranks, stop
+        self.job = settings.job
 
-    def train(self) -> rundir.Result | None:
-        """All that is left to do; the result on rank 0, `None` elsewhere. Raises `Stopped` or `EtdError`."""
+    def train(self) -> None:
+        """All that is left to do. Raises `Stopped` or `EtdError`."""
         corpus = self._data()
         steps = self.job.total_steps(len(corpus.train))
-        found = self._find_checkpoint()
-        if found is None or found.progress.step < steps:
-            self._stage("distill", lambda: self._distill(corpus, steps, found))
-            found = None
-        leave()
-        if self.attempt is None:
-            return None
+        whole: list[list[int]] = self.ranks.lead("checkpoints", lambda: [seat.whole_steps() for seat in self.seats])
+        left = {seat: found for seat, found in zip(self.seats, whole, strict=True) if steps not in found}
+        for seat in self.seats:
+            if seat not in left:
+                seat.say(events.Stage(stage="distill", state="skipped"))
+        if left:
+            # several students go on from the newest step that all have
+            common = max(set.intersection(*(set(found) for found in left.values())), default=0)
+            self._timed(list(left), "distill", lambda: self._distill(list(left), corpus, steps, common))
+        leave(self.ranks)
         self.stop.at_once = True
-        found = found or checkpoint.find(self.run.checkpoints, self._warn)
-        assert found is not None
-        return export(self.run, found, self.attempt)
+        for seat in self.seats:
+            if seat.attempt is not None:
+                result = export(seat.run, seat.open(steps), seat.attempt)
+                seat.say(events.End(outcome="done", step=result.steps))
 
     # ---------------------------------------------------------------- stages
 
@@ -99,120 +117,108 @@ class Trainer:
             )
 
         made: list[Corpus] = []
-        self.ranks.lead("data", lambda: self._stage("data", lambda: made.append(prepare())))
+        self.ranks.lead("data", lambda: self._timed(self.seats, "data", lambda: made.append(prepare())))
         corpus = made[0] if made else prepare()
         if not len(corpus.train):
             raise errors.CorpusError("corpus: no training sequences are left; give more text", got=0)
         return corpus
 
-    def _find_checkpoint(self) -> checkpoint.Found | None:
-        """Rank 0 chooses the newest whole checkpoint; all read that one."""
-
-        def choose() -> str | None:
-            checkpoint.clear_leftovers(self.run.checkpoints)
-            found = checkpoint.find(self.run.checkpoints, self._warn)
-            return None if found is None else found.path.name
-
-        name = self.ranks.lead("checkpoint", choose)
-        return None if name is None else checkpoint.open_whole(self.run.checkpoints / name)
-
-    def _distill(self, corpus: Corpus, steps: int, found: checkpoint.Found | None) -> None:
-        loop = self._loop(corpus, steps)
-        progress = checkpoint.Progress()
-        if found is not None:
-            loop.restore(found)
-            progress = found.progress
-        self._say(
-            events.Attempt(
-                step=progress.step,
-                steps=steps,
-                world_size=self.ranks.world_size,
-                precision=self.settings.precision,
-                device=_device_name(self.ranks.device),
-                sequences=len(corpus.train),
+    def _distill(self, seats: Sequence[Seat], corpus: Corpus, steps: int, common: int) -> None:
+        loop = self._loop(seats, corpus, steps)
+        for seat, learner in zip(seats, loop.learners, strict=True):
+            if common:
+                learner.restore(seat.open(common), loop.guide)
+            seat.say(
+                events.Attempt(
+                    step=common,
+                    steps=steps,
+                    world_size=self.ranks.world_size,
+                    precision=self.settings.precision,
+                    device=_device_name(self.ranks.device),
+                    sequences=len(corpus.train),
+                )
             )
-        )
-        self.stop.step, self.stop.at_once = progress.step, False
+        self.stop.step, self.stop.at_once = common, False
         if self.ranks.first:
-            self.display = Display(steps, progress.step)
+            seats[0].display = Display(steps, common)
         try:
-            loop.run(progress)
+            loop.run()
         finally:
-            if self.display is not None:
-                self.display.close()
+            if seats[0].display is not None:
+                seats[0].display.close()
 
-    def _loop(self, corpus: Corpus, steps: int) -> Loop:
+    def _loop(self, seats: Sequence[Seat], corpus: Corpus, steps: int) -> Loop:
         job, ranks = self.job, self.ranks
         teacher = bert_checkpoint.load_encoder(
             bert_checkpoint.resolve(job.teacher, self.cache).folder, dtype=DTYPES[self.settings.precision]
         )
-        student = bert_checkpoint.load_encoder(self.run.init)
-        if student.config.num_attention_heads != teacher.config.num_attention_heads:
-            raise errors.RunFolderError(
-                f"{self.run.init}: wanted a student with the teacher's {teacher.config.num_attention_heads} heads, "
-                f"got {student.config.num_attention_heads}"
-            )
-        objective = OBJECTIVES[job.objective](student.config.num_hidden_layers, teacher.config.num_hidden_layers)
-        distiller = Distiller(
-            student, objective, teacher_hidden=teacher.config.hidden_size, dropout=job.dropout, seed=job.seed
-        )
-        whole = config.complete(
-            self.settings.ds_config,
-            job,
-            precision=self.settings.precision,
-            micro=self.settings.micro,
-            world_size=ranks.world_size,
-            device=ranks.device.type,
-        )
-        engine = Engine(distiller, whole, ranks)
+        distillers = [self._distiller(seat, teacher.config) for seat in seats]
         stream = Stream(
             corpus.train, batch_size=job.batch_size, seed=job.seed, rank=ranks.rank, world_size=ranks.world_size
         )
         return Loop(
-            job=job,
-            steps=steps,
-            steps_per_epoch=len(corpus.train) / job.batch_size,
+            learners=[
+                self._learner(number, seat, distiller, steps, len(corpus.train))
+                for number, (seat, distiller) in enumerate(zip(seats, distillers, strict=True))
+            ],
+            rhythm=Rhythm(steps, job.checkpoint_every, job.validate_every),
             micro=self.settings.micro,
+            seq_length=job.seq_length,
+            pad_to=job.seq_length if job.tinybert_compat else None,
             ranks=ranks,
-            engine=engine,
-            distiller=distiller,
-            guide=Guide(teacher, objective).to(ranks.device),
+            guide=Guide(teacher, *(distiller.objective for distiller in distillers)).to(ranks.device),
             stream=Ahead(stream, pin_memory=ranks.device.type == "cuda"),
             validation=corpus.validation,
-            say=self._say,
-            save=lambda progress: self._save(engine, progress),
             stop=self.stop,
         )
 
-    def _save(self, engine: Engine, progress: checkpoint.Progress) -> None:
-        """A checkpoint of all ranks' state, written by rank 0; the others wait for it."""
-        state, scalars = engine.gather(), engine.scalars()
+    def _distiller(self, seat: Seat, teacher: Any) -> Distiller:
+        student = bert_checkpoint.load_encoder(seat.run.init)
+        if student.config.num_attention_heads != teacher.num_attention_heads:
+            raise errors.RunFolderError(
+                f"{seat.run.init}: wanted a student with the teacher's {teacher.num_attention_heads} heads, "
+                f"got {student.config.num_attention_heads}"
+            )
+        layers = student.config.num_hidden_layers, teacher.num_hidden_layers
+        objective: Objective = OBJECTIVES[seat.job.objective](*layers)
+        return Distiller(
+            student, objective, teacher_hidden=teacher.hidden_size, dropout=seat.job.dropout, seed=seat.job.seed
+        )
 
-        def write() -> None:
-            assert self.attempt is not None
-            whole = progress.model_copy(update={"scalars": scalars})
-            keep, folder = self.job.keep_checkpoints, self.run.checkpoints
-            name = checkpoint.save(folder, whole, state, keep=keep, guard=self.attempt.guard)
-            self._say(events.Checkpoint(step=progress.step, name=name))
+    def _learner(self, number: int, seat: Seat, distiller: Distiller, steps: int, sequences: int) -> Learner:
+        whole = config.complete(
+            self.settings.ds_config,
+            seat.job,
+            precision=self.settings.precision,
+            micro=self.settings.micro,
+            world_size=self.ranks.world_size,
+            device=self.ranks.device.type,
+        )
+        engine = Engine(distiller, whole, self.ranks)
 
-        self.ranks.lead(f"checkpoint {progress.step}", write)
+        def save(progress: checkpoint.Progress) -> None:
+            state, scalars = engine.gather(), engine.scalars()
+            self.ranks.lead(f"checkpoint {number} {progress.step}", lambda: seat.write(progress, state, scalars))
 
-    # ---------------------------------------------------------------- saying
+        return Learner(
+            job=seat.job,
+            steps=steps,
+            steps_per_epoch=sequences / seat.job.batch_size,
+            ranks=self.ranks,
+            engine=engine,
+            distiller=distiller,
+            say=seat.say,
+            save=save,
+        )
 
-    def _stage(self, stage: Any, work: Callable[[], None]) -> None:
+    def _timed(self, seats: Sequence[Seat], stage: Any, work: Callable[[], None]) -> None:
+        """Do a stage's work and say when it began and how long it took."""
         started = time.monotonic()
-        self._say(events.Stage(stage=stage, state="start"))
+        for seat in seats:
+            seat.say(events.Stage(stage=stage, state="start"))
         work()
-        self._say(events.Stage(stage=stage, state="done", detail=f"{time.monotonic() - started:.1f} s"))
-
-    def _say(self, event: events.Event) -> None:
-        if self.attempt is not None:
-            self.attempt.say(event)
-            if self.display is not None:
-                self.display.show(event)
-
-    def _warn(self, message: str) -> None:
-        self._say(events.Warn(message=message))
+        for seat in seats:
+            seat.say(events.Stage(stage=stage, state="done", detail=f"{time.monotonic() - started:.1f} s"))
 
 
 def _device_name(device: torch.device) -> str:

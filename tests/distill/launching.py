@@ -20,14 +20,16 @@ def _context():
     return context
 
 
-def start(run: Path | None, *, cache: Path, config: Path, world_size: int = 2, fatal: str | None = None, extra=()):
+def start(
+    run: Path | list[Path] | None, *, cache: Path, config: Path, world_size: int = 2, fatal: str | None = None, extra=()
+):
     """Start the ranks of one attempt; they are multiprocessing processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     argv = ["--deepspeed", str(config), "--cache", str(cache), *extra]
     if run is not None:
-        argv += ["--run", str(run)]
+        argv += ["--run", *map(str, run if isinstance(run, list) else [run])]
     env = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     context = _context()
     ranks = [context.Process(target=_rank, args=(argv, env, rank, fatal)) for rank in range(world_size)]
@@ -53,7 +55,7 @@ def finish(ranks, timeout=120.0) -> list[int]:
     return [process.exitcode for process in ranks]
 
 
-def train(run: Path | None, **options) -> list[int]:
+def train(run: Path | list[Path] | None, **options) -> list[int]:
     """One attempt, to its exit codes."""
     return finish(start(run, **options))
 

@@ -171,6 +171,28 @@ def test_fp16_skips_overflowing_updates_and_resumes_its_loss_scale(plain, make_r
     assert [event.loss_scale for event in _of(run, events.Step)] == scales
 
 
+def test_students_that_share_a_teacher_learn_as_each_would_alone(whole, make_run, cache):
+    """To the bit, also when killed between the saves of the first and the second."""
+    other = {"objective": "minilm", "layers": 3, "hidden": 12, "learning_rate": 3e-3, "dropout": 0.0}
+    alone, together = make_run(**other), [make_run(), make_run(**other)]
+    assert _train(alone, cache) == [launch.EXIT_DONE] * 2
+    options = {"cache": cache, "config": CONFIGS / "zero2.json"}
+    assert -signal.SIGKILL in launching.train([run.root for run in together], fatal="pointer 6", **options)
+    assert launching.train([run.root for run in together], **options) == [launch.EXIT_DONE] * 2
+    for run, yardstick in zip(together, (whole, alone), strict=True):
+        assert [event.step for event in _of(run, events.Attempt)] == [0, 3]
+        assert _losses(run) == _losses(yardstick)
+        weights = "model.safetensors"
+        assert run.read_result().files[weights] == yardstick.read_result().files[weights]
+
+
+def test_runs_that_do_not_fit_together_are_refused(make_run, cache):
+    runs = [make_run(), make_run(seq_length=16)]
+    codes = launching.train([run.root for run in runs], cache=cache, config=CONFIGS / "zero2.json", world_size=1)
+    assert codes == [launch.EXIT_BAD_INPUT]
+    assert all("seq_length" in _of(run, events.End)[-1].message for run in runs)
+
+
 def test_a_newer_attempt_ends_the_older_one(make_run, cache):
     run = make_run(steps=10_000, checkpoint_every=10_000, validate_every=10_000)
     ranks = launching.start(run.root, cache=cache, config=CONFIGS / "cpu.json", world_size=1)

@@ -12,17 +12,17 @@ def _save(folder, step, keep=3, guard=lambda: None):
     return checkpoint.save(folder, checkpoint.Progress(step=step, tokens=7 * step), STATE, keep=keep, guard=guard)
 
 
-def _refuse(message):
-    pytest.fail(f"unexpected warning: {message}")
+def _find(folder, warn=lambda message: pytest.fail(f"unexpected warning: {message}")):
+    return next(checkpoint.whole(folder, warn), None)
 
 
 def test_what_is_saved_is_found_again(tmp_path):
-    assert checkpoint.find(tmp_path / "none", _refuse) is None
+    assert _find(tmp_path / "none") is None
     _save(tmp_path, 5)
-    found = checkpoint.find(tmp_path, _refuse)
+    found = _find(tmp_path)
     assert found.progress == checkpoint.Progress(step=5, tokens=35)
     assert torch.equal(found.tensors()["parameter.w"], STATE["parameter.w"])
-    assert checkpoint.open_whole(found.path) == found
+    assert checkpoint.open_whole(tmp_path, 5) == found
 
 
 def test_only_the_newest_are_kept(tmp_path):
@@ -49,7 +49,7 @@ def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path, part, damage):
     _save(tmp_path, 10)
     damage(tmp_path / "step-00000010" / part)
     warnings = []
-    found = checkpoint.find(tmp_path, warnings.append)
+    found = _find(tmp_path, warnings.append)
     # a digest file that lost its last newline still says the same
     if (part, damage) == (checkpoint.DIGESTS, _truncate):
         assert found.progress.step == 10
@@ -66,7 +66,7 @@ def test_a_guard_that_forbids_leaves_nothing_behind(tmp_path):
 
     with pytest.raises(ValueError, match="newer attempt"):
         _save(tmp_path, 10, guard=forbid)
-    assert checkpoint.find(tmp_path, _refuse).progress.step == 5
+    assert _find(tmp_path).progress.step == 5
     assert not list(tmp_path.glob(".*"))
 
 

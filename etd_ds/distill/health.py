@@ -1,0 +1,34 @@
+"""Whether a run still makes sense after a step, and what to change when it does not."""
+
+from __future__ import annotations
+
+import math
+
+from etd_ds.contract import errors
+from etd_ds.engine.runtime import Update
+
+# A loss so many times the first one does not come back.
+DIVERGED = 100.0
+
+
+def check(loss: float, update: Update, *, step: int, batch_size: int, first_loss: float) -> None:
+    """Raise `TrainingError` for a loss that is not finite or diverged, or a gradient that is not finite."""
+    first = (step - 1) * batch_size
+    where = f"step {step} (sequences {first} to {first + batch_size - 1} in data order)"
+    if not math.isfinite(loss):
+        cure = "lower learning_rate" + ("" if update.loss_scale is None else ", or choose precision bf16 or fp32")
+        raise errors.TrainingError(f"the loss became {loss} at {where}; {cure}", got=str(loss))
+    overflow = update.grad_norm is not None and not math.isfinite(update.grad_norm)
+    if overflow and update.loss_scale is None:
+        raise errors.TrainingError(f"the gradient became {update.grad_norm} at {where}; lower learning_rate")
+    if overflow and update.loss_scale is not None and update.loss_scale <= 1:
+        raise errors.TrainingError(
+            f"fp16 gradients overflow at {where} even at loss scale 1; choose precision bf16 or fp32"
+        )
+    if loss > DIVERGED * first_loss:
+        raise errors.TrainingError(
+            f"the loss grew from {first_loss:.4g} to {loss:.4g} at {where}: the run diverged; lower learning_rate or "
+            "raise warmup_ratio",
+            wanted=first_loss,
+            got=loss,
+        )
