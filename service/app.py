@@ -25,7 +25,7 @@ from service.executors.local import LocalExecutor
 from service.executors.slurm import SlurmExecutor
 from service.extraction import Extractor
 from service.keys import Keys
-from service.routes import access, downloads, health, jobs, watch
+from service.routes import access, downloads, health, hub, jobs, watch
 from service.routes.context import Context
 from service.scheduler import Scheduler, sweep
 from service.settings import Settings
@@ -76,6 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
     for room in (health, jobs, watch, downloads):
         app.include_router(room.router)
         app.include_router(room.router, prefix="/v1", include_in_schema=False)
+    app.include_router(hub.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

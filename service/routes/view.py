@@ -37,6 +37,7 @@ def job_json(here: Context, job: Job, base: str, *, brief: bool = False) -> dict
         "student": _student(run.plan),
         "events": links["events"],
         "links": links,
+        "hub": f"students/{job.id}",
         "labels": job.labels,
         "priority": job.priority,
         "created": _time(job.created),
