@@ -26,9 +26,9 @@ class Side:
     """One model: what it weighs and how long a sentence of `LATENCY_TOKENS` tokens takes, alone, on the CPU."""
 
     parameters: int
-    """As stored in model.safetensors."""
+    """As stored in the weights' files."""
     megabytes: float
-    """Size of model.safetensors, 10^6 bytes."""
+    """Size of the weights' files, 10^6 bytes."""
     milliseconds: float
     """Median wall time of a forward pass over one sequence."""
 
@@ -62,16 +62,9 @@ def compare(teacher: Path, student: Path, sentences: Sequence[str], *, progress:
     tokenizer = AutoTokenizer.from_pretrained(student)
     embeddings = [_embed(model, tokenizer, sentences, progress=progress) for model in models]
     milliseconds = _latencies(models)
-    sides = [
-        Side(
-            parameters=_parameters(folder / "model.safetensors"),
-            megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
-            milliseconds=ms,
-        )
-        for folder, ms in zip((teacher, student), milliseconds, strict=True)
-    ]
-    correlation, neighbours = alike(*embeddings)
-    return Comparison(*sides, len(sentences), correlation, neighbours, 1 / (len(sentences) - 1))
+    sides = [_side(folder, ms) for folder, ms in zip((teacher, student), milliseconds, strict=True)]
+    correlation, neighbours = alike(embeddings[0], embeddings[1])
+    return Comparison(sides[0], sides[1], len(sentences), correlation, neighbours, 1 / (len(sentences) - 1))
 
 
 def alike(a_XH: torch.Tensor, b_XG: torch.Tensor) -> tuple[float, float]:
@@ -89,11 +82,15 @@ def alike(a_XH: torch.Tensor, b_XG: torch.Tensor) -> tuple[float, float]:
     return float(correlation), float((nearest[0] == nearest[1]).double().mean())
 
 
-def _parameters(weights: Path) -> int:
-    """Parameters that a checkpoint holds, pooler and heads included; its integer buffers are none."""
-    with safe_open(weights, framework="pt") as file:
-        stored = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118 - not a dictionary
-        return sum(math.prod(tensor.get_shape()) for tensor in stored if "F" in tensor.get_dtype())
+def _side(folder: Path, milliseconds: float) -> Side:
+    """Parameters are those that the checkpoint holds, pooler and heads included; its integer buffers are none."""
+    parameters, size = 0, 0
+    for weights in folder.glob("*.safetensors"):
+        size += weights.stat().st_size
+        with safe_open(weights, framework="pt") as file:
+            stored = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118 - not a dictionary
+            parameters += sum(math.prod(tensor.get_shape()) for tensor in stored if "F" in tensor.get_dtype())
+    return Side(parameters, size / 1e6, milliseconds)
 
 
 def _load(folder: Path) -> torch.nn.Module:
