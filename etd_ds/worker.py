@@ -1,6 +1,7 @@
 """The warm extraction worker: `python -m etd_ds.worker --cache DIR`, one JSON request and answer a line.
 
 In:  {"id": 1, "verb": "check", "job": {...}}           out: {"id": 1, "ok": {"teacher": {...}, "student": {...}}}
+In:  {"id": 3, "verb": "plan", "job": {...}}            out: {"id": 3, "ok": {"parameters": ..., "flops": ..., ...}}
 In:  {"id": 2, "verb": "extract", "run": "/abs/run"}    out: {"id": 2, "ok": <Plan>}
 Meanwhile: {"id": 2, "progress": {"stage": "...", "done": 3, "total": 136}}; failed: {"id": 2, "error": {...}}.
 The first line, once torch and transformers are imported, is {"ready": true, "pid": 123}. Ends with its standard input.
@@ -15,7 +16,10 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from etd_ds.contract import shape, spec
 
 PROGRESS_SECONDS = 0.5
 
@@ -69,6 +73,9 @@ def _do(request: dict[str, Any], cache: Path, answers: TextIO) -> dict[str, Any]
         case "check":
             teacher, student = extract.check(flags.parse(request["job"]), cache)
             return {"teacher": teacher.model_dump(), "student": student.model_dump()}
+        case "plan":
+            job = flags.parse(request["job"])
+            return _plan(job, *extract.check(job, cache))
         case "extract":
             told_at = 0.0
 
@@ -81,7 +88,30 @@ def _do(request: dict[str, Any], cache: Path, answers: TextIO) -> dict[str, Any]
 
             made = extract.extract(rundir.RunDir(Path(request["run"])), cache=cache, report=report)
             return made.model_dump(mode="json")
-    raise ValueError(f"verb: wanted check or extract, got {request['verb']!r}")
+    raise ValueError(f"verb: wanted check, plan or extract, got {request['verb']!r}")
+
+
+def _plan(job: spec.JobSpec, teacher: shape.EncoderShape, student: shape.EncoderShape) -> dict[str, Any]:
+    """What a student would be and cost. Its total is known only when steps are given: epochs need the corpus."""
+    from etd_ds import flops
+    from etd_ds.contract import shape
+
+    sizes = [flops.parameters(one) for one in (teacher, student)]
+    steps = job.steps
+    step_flops = flops.distillation(teacher, student, job.seq_length, job.batch_size, mode="exact")
+    return {
+        "teacher": teacher.model_dump(),
+        "student": student.model_dump(),
+        "teacher_layers": [] if job.mode == "none" else list(shape.teacher_layers(job, teacher)),
+        "teacher_parameters": sizes[0],
+        "parameters": sizes[1],
+        "compression": sizes[0] / sizes[1],
+        "teacher_forward_flops": flops.forward(teacher, job.seq_length),
+        "forward_flops": flops.forward(student, job.seq_length),
+        "step_flops": step_flops,
+        "steps": steps,
+        "flops": None if steps is None else step_flops * steps,
+    }
 
 
 if __name__ == "__main__":

@@ -60,6 +60,10 @@ class Admission:
             _check_folder(job, teachers.embedded_folder() if where == teachers.EMBEDDED else Path(where))
         return resolved
 
+    def plan(self, request: JobRequest) -> dict[str, Any]:
+        """What a job would make and cost; nothing is created. Raises as `admit` does."""
+        return self._extractor.plan(self.check(request.spec()))
+
     def admit(self, request: JobRequest, *, tenant: str, key: str | None = None) -> tuple[Job, bool]:
         """Check, extract, write down: (the job, whether it is new). On any error nothing is left or seen.
 

@@ -56,6 +56,10 @@ class Client:
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         return self._json("POST", "/v1/jobs", json=dict(spec), headers=headers, timeout=None)
 
+    def plan(self, spec: Mapping[str, Any]) -> dict[str, Any]:
+        """What a job of this spec would make and cost; nothing is made."""
+        return self._json("POST", "/v1/plan", json=dict(spec), timeout=None)
+
     def get(self, job_id: str) -> dict[str, Any]:
         """The job as JSON."""
         return self._json("GET", f"/v1/jobs/{job_id}")

@@ -57,6 +57,10 @@ class Extractor:
         answer = self._ask({"verb": "check", "job": job.model_dump(mode="json", exclude_unset=True)})
         return shape.EncoderShape(**answer["teacher"]), shape.EncoderShape(**answer["student"])
 
+    def plan(self, job: spec.JobSpec) -> dict[str, Any]:
+        """What the student would be and cost. Raises `Problem` as `check` does."""
+        return self._ask({"verb": "plan", "job": job.model_dump(mode="json", exclude_unset=True)})
+
     def extract(self, run: rundir.RunDir) -> rundir.Plan:
         """Cut the student of `run.job` into `run.init`. Raises `Problem`; the folder is then of no use."""
         return rundir.Plan.model_validate(self._ask({"verb": "extract", "run": str(run.root)}))

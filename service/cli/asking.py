@@ -19,7 +19,7 @@ from service.settings import environment
 
 def configure(commands: Any) -> None:
     """Add the commands of this room."""
-    for add in (_submit, _list, _show, _watch, _logs, _asks, _pull):
+    for add in (_submit, _plan, _list, _show, _watch, _logs, _asks, _pull):
         add(commands)
 
 
@@ -61,6 +61,19 @@ def _run_submit(args: argparse.Namespace) -> int:
         if not args.quiet:
             _describe(Console(stderr=True), made)
         return _follow(client, made["id"], quiet=args.quiet) if args.watch else 0
+
+
+def _plan(commands: Any) -> None:
+    parser = _client_parser(commands, "plan", "what a job would make and cost, without making anything", job=False)
+    flags.add(parser)
+    parser.set_defaults(run=_run_plan)
+
+
+def _run_plan(args: argparse.Namespace) -> int:
+    job = flags.read(args)
+    with _client(args) as client:
+        print(json.dumps(client.plan(job.model_dump(mode="json", exclude_unset=True)), indent=2))
+    return 0
 
 
 def _list(commands: Any) -> None:

@@ -46,6 +46,13 @@ async def create(request: Request, who: Writer, idempotency_key: Key = None) -> 
     return JSONResponse(content, 201, headers=headers)
 
 
+@router.post("/plan", openapi_extra=_BODY, responses=documented(401, 403, 413, 422, 503))
+async def plan(request: Request, who: Reader) -> dict[str, Any]:
+    """What a job of this spec would make and what that would cost, without making anything."""
+    asked = admission.parse(await read_body(request, who.here.settings.max_body))
+    return await run_in_threadpool(who.here.admission.plan, asked)
+
+
 @router.get("/jobs", responses=documented(401, 403, 422))
 def page(
     request: Request,

@@ -30,10 +30,14 @@ def test_the_real_worker_checks_and_extracts(settings):
         with pytest.raises(Problem) as refused:
             extractor.check(SMALL.model_copy(update={"layers": 7}))
         assert (refused.value.status, refused.value.errors[0]["field"]) == (422, "layers")
+        costs = extractor.plan(SMALL.model_copy(update={"steps": 10}))
+        assert costs["flops"] == 10 * costs["step_flops"] > 0
+        assert costs["compression"] == costs["teacher_parameters"] / costs["parameters"]
         run = rundir.RunDir(settings.incoming / "job")
         rundir.publish_json(run.job, SMALL)
         plan = extractor.extract(run)
         assert plan == run.read_plan()
+        assert plan.student_parameters == costs["parameters"]
         assert (run.init / "model.safetensors").is_file()
         assert extractor.ready
     finally:

@@ -105,6 +105,14 @@ def test_a_body_that_is_too_large(http):
     assert (answer.status_code, answer.json()["code"]) == (413, "request_too_large")
 
 
+def test_a_plan_makes_nothing(http):
+    before = http.get("/jobs").json()
+    assert http.post("/v1/plan", json=SMALL).json()["student"]["hidden"] == 192
+    refused = http.post("/v1/plan", json={**SMALL, "layers": 9})
+    assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "layers")
+    assert http.get("/jobs").json() == before
+
+
 def test_missing_fields_are_all_named(http):
     answer = http.post("/jobs", json={})
     assert {error["field"] for error in answer.json()["errors"]} == {"layers", "hidden"}

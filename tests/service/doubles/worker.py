@@ -27,7 +27,10 @@ def main() -> None:
             return
         say({"id": asked["id"], "progress": {"stage": "score", "done": 1, "total": 2}})
         try:
-            answer = check(asked["job"]) if asked["verb"] == "check" else extract(rundir.RunDir(Path(asked["run"])))
+            if asked["verb"] == "extract":
+                answer = extract(rundir.RunDir(Path(asked["run"])))
+            else:
+                answer = check(asked["job"])
             say({"id": asked["id"], "ok": answer})
         except errors.EtdError as error:
             say({"id": asked["id"], "error": error.as_dict()})
