@@ -1,0 +1,193 @@
+"""The paper's protocol for one task: a grid of settings, the best on the deciding split, more seeds of that one.
+
+`out/<task>/` holds one file a fine-tuning, so that a command started again continues; `out/<task>.json` sums up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean, stdev
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from etd_ds import __version__
+from etd_ds.bert import checkpoint
+from etd_ds.contract import errors, rundir, spec
+from etd_ds.data import tokenize
+from etd_ds.engine import ranks
+from etd_ds.evaluate import finetune
+from etd_ds.evaluate.examples import Material
+from etd_ds.evaluate.finetune import Report, Setting
+from etd_ds.evaluate.floors import floors
+from etd_ds.evaluate.metrics import Scores
+from etd_ds.evaluate.tasks import Offline, Task
+
+
+class Trial(BaseModel):
+    """One fine-tuning as it stands on disk."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    learning_rate: float
+    epochs: int
+    seed: int
+    scores: Scores
+    steps: int
+    first_loss: float
+    last_loss: float
+    seconds: float
+
+
+class Spread(BaseModel):
+    """One metric over the seeds, in per cent; the deviation is that of the sample, 0 for a single seed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mean: float
+    deviation: float
+    values: tuple[float, ...]
+
+
+class Summary(BaseModel):
+    """The outcome of a task."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str
+    model: str
+    model_sha256: str
+    examples_sha256: str
+    train_examples: int
+    scaled_down: tuple[str, ...]
+    """What differs from the paper's protocol; empty when nothing does."""
+    learning_rate: float
+    epochs: int
+    decided_on: str
+    reported: str
+    seeds: tuple[int, ...]
+    scores: dict[str, dict[str, Spread]]
+    """Evaluation -> metric, of the chosen setting."""
+    floors: dict[str, Scores] | None
+    trials: tuple[Trial, ...]
+    version: str
+
+
+def evaluate(
+    model: checkpoint.Teacher,
+    task: Task,
+    material: Material,
+    out: Path,
+    *,
+    paper: Task,
+    seeds: Sequence[int],
+    limited: bool,
+    joined: ranks.Ranks,
+    precision: spec.Precision,
+    report: Report,
+) -> Summary:
+    """Fine-tune and score; `paper` is the task's row as the table has it, to say what was scaled down.
+
+    The grid runs with the first seed, the further seeds with the grid's best setting only.
+    """
+    examples = material.sha256()
+    encoded = finetune.encode(task, material, tokenize.open_tokenizer(model.folder))
+    folder = out / task.name
+    key = {
+        "model": model.sha256,
+        "examples": examples,
+        "batch_size": task.protocol.batch_size,
+        "max_tokens": task.protocol.max_tokens,
+        "precision": precision,
+    }
+
+    def tried(setting: Setting) -> Trial:
+        path = folder / f"{_name(setting, key)}.json"
+        if (known := _read(path)) is not None:
+            return known
+        said = f"{task.name} lr {setting.learning_rate:g} epochs {setting.epochs} seed {setting.seed}"
+        outcome = finetune.run(
+            model.folder,
+            task,
+            material,
+            encoded,
+            setting,
+            joined=joined,
+            precision=precision,
+            report=lambda what, done, of: report(f"{said}: {what}", done, of),
+        )
+        trial = Trial(**asdict(setting), **asdict(outcome))
+        rundir.publish_json(path, trial)
+        return trial
+
+    def deciding(trial: Trial) -> float:
+        return trial.scores[task.decides][task.metrics[0]]
+
+    grid = [tried(setting) for setting in _grid(task, seeds[0])]
+    best = max(grid, key=deciding)  # the first of equals: the lower rate, the fewer epochs
+    chosen = [best, *(tried(Setting(best.learning_rate, best.epochs, seed)) for seed in seeds[1:])]
+    summary = Summary(
+        task=task.name,
+        model=model.reference,
+        model_sha256=model.sha256,
+        examples_sha256=examples,
+        train_examples=len(material.train),
+        scaled_down=tuple(_scaled_down(task, paper, limited, len(material.train))),
+        learning_rate=best.learning_rate,
+        epochs=best.epochs,
+        decided_on=task.decides,
+        reported=task.reports,
+        seeds=tuple(seeds),
+        scores=spreads([trial.scores for trial in chosen]),
+        floors=floors(task, material) if isinstance(task.source, Offline) else None,
+        trials=(*grid, *chosen[1:]),
+        version=__version__,
+    )
+    rundir.publish_json(out / f"{task.name}.json", summary)
+    return summary
+
+
+def spreads(scores: Sequence[Scores]) -> dict[str, dict[str, Spread]]:
+    """Mean and deviation of every metric over several fine-tunings."""
+    found: dict[str, dict[str, Spread]] = {}
+    for name, metrics in scores[0].items():
+        found[name] = {}
+        for metric in metrics:
+            values = tuple(one[name][metric] for one in scores)
+            deviation = stdev(values) if len(values) > 1 else 0.0
+            found[name][metric] = Spread(mean=mean(values), deviation=deviation, values=values)
+    return found
+
+
+def _grid(task: Task, seed: int) -> Iterator[Setting]:
+    for rate in task.protocol.learning_rates:
+        for epochs in task.protocol.epochs:
+            yield Setting(rate, epochs, seed)
+
+
+def _name(setting: Setting, key: dict[str, object]) -> str:
+    """File name of a trial: readable, and another one whenever anything that it depends on is another."""
+    whole = json.dumps([asdict(setting), key], sort_keys=True)
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:12]
+    return f"lr{setting.learning_rate:g}-ep{setting.epochs}-seed{setting.seed}-{digest}"
+
+
+def _read(path: Path) -> Trial | None:
+    try:
+        return Trial.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise errors.EtdError(f"out: {path} is not a trial of ours ({error}); remove it", field="out") from None
+
+
+def _scaled_down(task: Task, paper: Task, limited: bool, train: int) -> Iterator[str]:
+    if limited:
+        yield f"{train} training examples"
+    for what in ("learning_rates", "epochs", "batch_size", "max_tokens"):
+        here, there = getattr(task.protocol, what), getattr(paper.protocol, what)
+        if here != there:
+            yield f"{what.replace('_', ' ')} {here} instead of {there}"
