@@ -36,9 +36,11 @@ def load(folder: Path) -> Entry | None:
     """The entry, or `None` if it is missing or its content is not what was stored."""
     try:
         noted = json.loads((folder / _INFO).read_bytes())
-        if rundir.digest(folder / _TENSORS).sha256 != noted["sha256"]:
+        # Read once, so that what was checked is what is used; a mapped file could change later.
+        content = (folder / _TENSORS).read_bytes()
+        if hashlib.sha256(content).hexdigest() != noted["sha256"]:
             return None
-        return Entry(safetensors.torch.load_file(folder / _TENSORS), noted["info"], noted["sha256"])
+        return Entry(safetensors.torch.load(content), noted["info"], noted["sha256"])
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
         return None
 
