@@ -72,6 +72,9 @@ class Admission:
         content = hashlib.sha256(request.model_dump_json(exclude_unset=True).encode()).hexdigest()
         if key is not None and (found := self._store.by_request(tenant, key)) is not None:
             return _same(found, content), False
+        if self._settings.quota and self._store.unfinished(tenant) >= self._settings.quota:
+            detail = f"{self._settings.quota} unfinished jobs are allowed here; wait for one, or cancel one."
+            raise Problem(429, "quota", detail, headers={"Retry-After": "60"})
         try:
             return self._make(request, tenant, key, content), True
         except Taken as taken:  # two with the same key at the same time

@@ -25,6 +25,7 @@ from service.executors.local import LocalExecutor
 from service.executors.slurm import SlurmExecutor
 from service.extraction import Extractor
 from service.keys import Keys
+from service.limits import Limiter
 from service.routes import access, downloads, health, hub, jobs, watch
 from service.routes.context import Context
 from service.scheduler import Scheduler, sweep
@@ -65,6 +66,7 @@ def create_app(settings: Settings) -> FastAPI:
         settings=settings,
         store=store,
         keys=keys,
+        limiter=Limiter(settings.rate),
         extractor=extractor,
         admission=Admission(settings, store, extractor),
         wake=scheduler.wake,

@@ -92,6 +92,10 @@ class Settings:
     """Resident memory that the extraction worker may take; 0 means no limit."""
     extraction_waiting: int = 8
     """Requests that may wait for the extraction worker; more are answered 503."""
+    quota: int = 0
+    """Jobs that a tenant may have queued, running or paused; 0 means no limit."""
+    rate: int = 0
+    """Changes (jobs made, cancelled, …) that a caller may ask for in a minute; 0 means no limit."""
     max_body: int = 64 * 1024
     """Size of a request's body."""
 

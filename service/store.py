@@ -160,6 +160,13 @@ class Store:
         with self._database.look() as connection:
             return int(connection.scalar(query) or 0)
 
+    def unfinished(self, tenant: str) -> int:
+        """How many of a tenant's jobs have not ended."""
+        waiting = jobs.c.status.in_(("queued", "running", "paused"))
+        query = sa.select(sa.func.count()).where(jobs.c.tenant == tenant, waiting)
+        with self._database.look() as connection:
+            return int(connection.scalar(query) or 0)
+
     def counts(self) -> dict[str, int]:
         """How many jobs have each status."""
         query = sa.select(jobs.c.status, sa.func.count()).group_by(jobs.c.status)

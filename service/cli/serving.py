@@ -47,6 +47,8 @@ def _serve(commands: Any) -> None:
         ("grace", float, "seconds that a cancelled trainer has to write its checkpoint"),
         ("max-retries", int, "how often a job whose trainer was lost is started again"),
         ("backoff", float, "seconds before the first such start; doubles each time"),
+        ("quota", int, "jobs that a tenant may have queued, running or paused; 0: no limit"),
+        ("rate", int, "changes that a caller may ask for in a minute; 0: no limit"),
         ("extraction-timeout", float, "seconds that an extraction may take"),
         ("extraction-memory", int, "bytes of memory that the extraction may take; 0: no limit"),
     ):
@@ -88,6 +90,8 @@ def _run_server(args: argparse.Namespace) -> int:
         max_retries=args.max_retries,
         retry_killed=args.retry_killed,
         backoff=args.backoff,
+        quota=args.quota,
+        rate=args.rate,
         extraction_timeout=args.extraction_timeout,
         extraction_memory=args.extraction_memory,
         worker_command=tuple(args.worker_command),

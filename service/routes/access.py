@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -70,6 +71,10 @@ def _reader(caller: Annotated[Caller, Depends(identify)]) -> Caller:
 
 
 def _writer(caller: Annotated[Caller, Depends(identify)]) -> Caller:
+    wait = caller.here.limiter.wait(f"{caller.tenant} {caller.name}")
+    if wait:
+        detail = f"{caller.here.settings.rate} changes a minute are allowed here; try again in {wait:.0f} s."
+        raise Problem(429, "too_fast", detail, headers={"Retry-After": str(math.ceil(wait))})
     return caller.need("jobs:write")
 
 

@@ -13,6 +13,7 @@ from etd_ds.contract import rundir
 from service.admission import Admission
 from service.extraction import Extractor
 from service.keys import Keys
+from service.limits import Limiter
 from service.problems import Problem
 from service.settings import Settings
 from service.store import Job, Store
@@ -25,6 +26,7 @@ class Context:
     settings: Settings
     store: Store
     keys: Keys
+    limiter: Limiter
     extractor: Extractor
     admission: Admission
     wake: Callable[[], None]

@@ -21,6 +21,10 @@ def main() -> None:
         how = (cache / "worker").read_text() if (cache / "worker").exists() else ""
         if how == f"die on {asked['verb']}":
             os._exit(9)
+        if how == f"eat on {asked['verb']}":
+            hoard = b"x" * (300 << 20)
+            sys.stdin.read(len(hoard))
+            return
         if how == f"hang on {asked['verb']}":
             (cache / "hangs").touch()
             sys.stdin.read()

@@ -1,0 +1,65 @@
+"""How fast and how much one caller may ask."""
+
+from __future__ import annotations
+
+import pytest
+from server_process import Server, until
+
+from service.client import ServiceError
+from service.limits import Limiter
+
+SMALL = {"layers": 3, "hidden": 192, "steps": 3}
+
+
+def test_a_bucket_empties_and_fills():
+    limiter = Limiter(60)
+    assert [limiter.wait("a", 0.0) for _ in range(60)] == [0.0] * 60
+    assert limiter.wait("a", 0.0) == pytest.approx(1.0)
+    assert limiter.wait("b", 0.0) == 0.0
+    assert limiter.wait("a", 0.5) == pytest.approx(0.5)
+    assert limiter.wait("a", 1.0) == 0.0
+    assert limiter.wait("a", 1.0) > 0
+    assert [limiter.wait("a", 1000.0) for _ in range(61)].count(0.0) == 60
+
+
+def test_no_limit():
+    limiter = Limiter(0)
+    assert not any(limiter.wait("a", 0.0) for _ in range(1000))
+
+
+def refused(call) -> ServiceError:
+    with pytest.raises(ServiceError) as error:
+        call()
+    return error.value
+
+
+def test_writes_are_limited_and_reads_are_not(server: Server):
+    server.start("--rate", "2")
+    for _ in range(2):
+        assert refused(lambda: server.client.create({})).status == 422
+    too_fast = refused(lambda: server.client.create({}))
+    assert (too_fast.status, too_fast.problem["code"]) == (429, "too_fast")
+    assert server.client.list() == []
+    answer = server.client._http.post("/jobs", json={})
+    assert 1 <= int(answer.headers["retry-after"]) <= 60
+
+
+def test_a_tenant_has_so_many_unfinished_jobs(server: Server):
+    server.start("--quota", "1")
+    server.behave("trainer", "wait")
+    job = server.client.create(SMALL)
+    until(server, job, "step")
+    full = refused(lambda: server.client.create(SMALL))
+    assert (full.status, full.problem["code"]) == (429, "quota")
+    server.behave("go", "")
+    server.client.wait(job["id"])
+    server.client.wait(server.client.create(SMALL)["id"])
+
+
+def test_an_extraction_has_a_memory_limit(server: Server):
+    server.start("--extraction-memory", str(200 << 20))
+    server.behave("worker", "eat on extract")
+    too_large = refused(lambda: server.client.create(SMALL))
+    assert (too_large.status, too_large.problem["code"]) == (422, "extraction_too_large")
+    server.behave("worker", "")
+    server.client.wait(server.client.create(SMALL)["id"])
