@@ -14,7 +14,7 @@ from pathlib import Path
 
 from etd_ds.contract import cluster, launch, rundir
 from service.executors import slurm_commands as commands
-from service.executors.slurm_script import comment, render
+from service.executors.slurm_script import LOST, comment, render
 from service.settings import Settings
 from service.status import Seen
 
@@ -75,22 +75,19 @@ class SlurmExecutor:
         run = rundir.RunDir(folder.parent)
         if refusal := _text(folder / f"{attempt}.refused"):
             return Seen(refused=True, words=f"The cluster refused it: {refusal}")
-        code = self._exit_code(folder, attempt)
-        if code is not None:
-            return Seen(True, False, code if self._stopped_well(code, run, attempt) else None, run.result.exists())
         if not (folder / f"{attempt}.sh").exists():
             return Seen()
-        listed = self._list()
-        entry = None if listed is None else listed.get(comment(job_id, attempt))
-        self._tell(folder, attempt, entry, known=listed is not None)
-        if listed is None or (entry is not None and not entry.ended) or not self._is_over(job_id, attempt, folder):
-            return Seen(started=True, alive=True)
+        if not (folder / f"{attempt}.exit").exists():
+            listed = self._list()
+            entry = None if listed is None else listed.get(comment(job_id, attempt))
+            self._tell(folder, attempt, entry, known=listed is not None)
+            if listed is None or (entry is not None and not entry.ended) or not self._is_over(job_id, attempt, folder):
+                return Seen(started=True, alive=True)
         # what the script wrote before it ended is there to be read by now
-        code = self._exit_code(folder, attempt)
+        entry = (self._listed or {}).get(comment(job_id, attempt))
         started = entry is not None or (folder / f"{attempt}.started").exists()
-        words = f"Slurm says {entry.state} of its job {entry.id}." if entry is not None else ""
-        good = code if code is None or self._stopped_well(code, run, attempt) else None
-        return Seen(started, False, good, run.result.exists(), words=words)
+        words = f"Slurm says {entry.state} of its job {entry.id}." if entry is not None and entry.ended else ""
+        return Seen(started, False, self._exit_code(run, attempt), run.result.exists(), words=words)
 
     def stop(self, job_id: str, attempt: int) -> None:
         """SIGTERM to the ranks, again at every poll; after the grace the job is cancelled, which kills."""
@@ -157,20 +154,22 @@ class SlurmExecutor:
 
     # ---- what the files say
 
-    def _exit_code(self, folder: Path, attempt: int) -> int | None:
-        text = _text(folder / f"{attempt}.exit")
-        return int(text) if text else None
+    def _exit_code(self, run: rundir.RunDir, attempt: int) -> int | None:
+        """The trainer's exit code; none if the attempt is lost.
 
-    def _stopped_well(self, code: int, run: rundir.RunDir, attempt: int) -> bool:
-        """False if it was stopped before it saved anything: such an attempt counts as lost, or it could go on for ever.
-
-        A time limit shorter than a trainer's start-up would stop every attempt like that.
+        So is one that was stopped before it saved anything, or it could go on for ever: a time limit that is shorter
+        than a trainer's start-up would stop every attempt like that.
         """
-        if code != launch.EXIT_STOPPED:
-            return True
+        text = _text(self._folder(run.root.name) / f"{attempt}.exit")
+        if not text or text == LOST:
+            return None
+        code = int(text)
+        return None if code == launch.EXIT_STOPPED and not self._saved(run, attempt) else code
+
+    def _saved(self, run: rundir.RunDir, attempt: int) -> bool:
         try:
             saved = (run.checkpoints / "latest.json").stat().st_mtime
-            return saved >= (run.root / "slurm" / f"{attempt}.started").stat().st_mtime
+            return saved >= (self._folder(run.root.name) / f"{attempt}.started").stat().st_mtime
         except FileNotFoundError:
             return False
 

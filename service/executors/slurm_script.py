@@ -10,16 +10,8 @@ from etd_ds.contract import launch, rundir, spec
 from service.settings import SlurmOptions
 
 TOP_PRIORITY = 100
-
-# What each rank's task runs. The first rank that fails says why the attempt failed: Slurm would report the highest
-# code of all, and the others are killed. A rank that stopped on request is no failure that should kill the others.
-_TASK = (
-    "trap : TERM USR1 INT; "
-    '"$@"; code=$?; '
-    '[ "$code" -eq 0 ] || (set -C; echo "$code" >"$0.first") 2>/dev/null; '
-    f'[ "$code" -ne {launch.EXIT_STOPPED} ] || code=0; '
-    'exit "$code"'
-)
+LOST = "lost"
+"""What `N.exit` says of an attempt whose ranks were ended by the cluster, not by themselves."""
 
 
 def comment(job_id: str, attempt: int) -> str:
@@ -40,7 +32,7 @@ def render(
     priority: int = 0,
     mounts: Sequence[Path] = (),
 ) -> str:
-    """A script for `sbatch`. In `folder` it writes `N.started` (the Slurm id) and at last `N.exit` (the exit code).
+    """A script for `sbatch`. In `folder` it writes `N.started` (the Slurm id) and at last `N.exit` (the code).
 
     `argv` is one rank's command; `mounts` are the folders that a container has to see.
     """
@@ -76,7 +68,8 @@ def render(
     if options.image:
         pairs = ",".join(f"{path}:{path}" for path in mounts)
         container = [f"--container-image={options.image}", f"--container-mounts={pairs}"]
-    step = ["srun", "--kill-on-bad-exit=1", *container, "bash", "-c", _TASK]
+    task = [options.python, str(options.repository / "service" / "executors" / "slurm_task.py")]
+    step = ["srun", "--kill-on-bad-exit=1", *container, *task]
     here = shlex.quote(str(folder / str(attempt)))
     lines = [
         "#!/bin/bash",
@@ -86,13 +79,15 @@ def render(
         "# not when a newer attempt was made meanwhile, nor as a second copy of this one",
         f'[ "$(cat {shlex.quote(str(folder / "newest"))})" = {attempt} ] || exit 0',
         '(set -C; echo "$SLURM_JOB_ID" >"$here.started") 2>/dev/null || exit 0',
-        "trap : TERM USR1 INT  # the ranks are told too; this shell stays to write down how they ended",
+        "trap : TERM USR1 INT  # the ranks hear it too; this shell stays to write down how they ended",
         *(f"export {name}={shlex.quote(value)}" for name, value in sorted(env.items())),
         *shell,
-        f'{shlex.join(step)} "$here" {shlex.join(argv)}',
+        f'{shlex.join(step)} "$here" {launch.EXIT_STOPPED} {shlex.join(argv)}',
         "code=$?",
-        '[ ! -s "$here.first" ] || code=$(cat "$here.first")',
-        'echo "$code" >"$here.exit.tmp" && mv "$here.exit.tmp" "$here.exit"',
+        "# when no rank said why, a node failed (srun then says 0), or Slurm ended or never began the step",
+        f"[ -e {shlex.quote(str(run.result))} ] && why=0 || why={LOST}",
+        '[ ! -s "$here.first" ] || why=$(cat "$here.first")',
+        'echo "$why" >"$here.exit.tmp" && mv "$here.exit.tmp" "$here.exit"',
         'exit "$code"',
     ]
     return "\n".join(lines) + "\n"

@@ -87,7 +87,7 @@ def run_it(tmp_path, text):
     """The script under bash, with an `srun` that runs one task here."""
     tools = tmp_path / "bin"
     tools.mkdir(exist_ok=True)
-    (tools / "srun").write_text('#!/bin/bash\nwhile [ "$1" != bash ]; do shift; done\nexec "$@"\n')
+    (tools / "srun").write_text('#!/bin/bash\nwhile [ "${1#--}" != "$1" ]; do shift; done\nexec "$@"\n')
     (tools / "srun").chmod(0o755)
     done = subprocess.run(
         ["bash"], input=text, text=True, env={"PATH": f"{tools}:/usr/bin:/bin", "SLURM_JOB_ID": "77"}, timeout=30
@@ -98,7 +98,10 @@ def run_it(tmp_path, text):
 @pytest.mark.parametrize("code", [0, 1, launch.EXIT_BAD_INPUT, launch.EXIT_STOPPED, 137])
 def test_the_trainers_exit_code_is_written_down(tmp_path, code):
     argv = ("sh", "-c", f'echo "$A" >"{tmp_path}/said"; exit {code}')
-    _, folder = run_it(tmp_path, script(tmp_path, argv=argv))
+    text = script(tmp_path, argv=argv)
+    if code == 0:
+        (tmp_path / "job-1" / "result.json").touch()
+    _, folder = run_it(tmp_path, text)
     assert (folder / "3.exit").read_text() == f"{code}\n"
     assert (folder / "3.started").read_text() == "77\n"
     assert (tmp_path / "said").read_text() == "it's\n"
@@ -120,3 +123,10 @@ def test_neither_an_old_attempt_nor_a_second_copy_runs(tmp_path):
     assert run_it(tmp_path, text)[0] == 0
     assert not (tmp_path / "ran").exists()
     assert (tmp_path / "job-1" / "slurm" / "3.started").read_text() == "76\n"
+
+
+@pytest.mark.parametrize("srun_says", [0, 1])
+def test_when_the_cluster_ends_the_ranks_the_attempt_is_lost(tmp_path, srun_says):
+    text = script(tmp_path).replace("srun --kill", f"(exit {srun_says}) # ")
+    _, folder = run_it(tmp_path, text)
+    assert (folder / "3.exit").read_text() == f"{slurm_script.LOST}\n"
