@@ -196,15 +196,21 @@ def _parquet(piece: sources.Piece, tally: Tally) -> Iterator[str]:
 
 
 def _hub(piece: sources.Piece, tally: Tally) -> Iterator[str]:
-    stream = sources.hub_stream(piece.path, piece.config, piece.revision)
-    try:
-        for row in stream.shard(num_shards=piece.stop, index=piece.start):
-            if "text" not in row:
-                raise errors.CorpusError(f"corpus: wanted a column 'text' in {piece.path}, got {', '.join(row)}")
-            if isinstance(row["text"], str):
-                yield row["text"]
-    except (ConnectionError, TimeoutError) as error:
-        raise errors.CorpusError(f"corpus: the hub data set {piece.path} broke off: {error}") from None
+    rows = iter(sources.hub_stream(piece.path, piece.config, piece.revision).shard(piece.stop, piece.start))
+    while True:
+        try:
+            row = next(rows, None)
+        except Exception as error:  # of the library, of its HTTP client, of its file formats
+            raise errors.CorpusError(
+                f"corpus: the hub data set {piece.path} broke off ({type(error).__name__}); what is finished is kept, "
+                "and the same command goes on from there"
+            ) from error
+        if row is None:
+            return
+        if "text" not in row:
+            raise errors.CorpusError(f"corpus: wanted a column 'text' in {piece.path}, got {', '.join(row)}")
+        if isinstance(row["text"], str):
+            yield row["text"]
 
 
 _READERS = {"embedded": _embedded, "text": _text, "jsonl": _jsonl, "parquet": _parquet, "hub": _hub}

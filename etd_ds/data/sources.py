@@ -192,12 +192,11 @@ def _local(reference: str) -> list[Path]:
 
 
 def _commit(hub: corpora.Hub) -> str:
-    import httpx
     import huggingface_hub
 
     try:
         info = huggingface_hub.HfApi().dataset_info(hub.repo, revision=hub.revision)
-    except (OSError, ValueError, httpx.HTTPError) as error:
+    except Exception as error:  # its own kinds, and those of whichever HTTP client it was built on
         raise errors.CorpusError(
             f"corpus: the hub data set {hub.repo} could not be looked up ({type(error).__name__}); check its name and "
             "the network, or use 'embedded' or local files",

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etd_ds import data
+from etd_ds.contract import errors
 from etd_ds.data import stream
 
 
@@ -92,3 +93,46 @@ def test_dealing_is_fair(costs: list[float], bins: int) -> None:
     loads = [sum(costs[index] for index in part) for part in dealt]
     # The bound of Graham's rule: no bin is above the mean by more than one item.
     assert max(loads) <= sum(costs) / bins + max(costs) + 1e-6
+
+
+def test_working_ahead_changes_no_batch(make) -> None:
+    rows = make().train
+    plain, ahead = data.Stream(rows, batch_size=8, seed=2), data.Ahead(data.Stream(rows, batch_size=8, seed=2))
+    for step in (0, 1, 2, 3, 50, 51, 7, 7):
+        wanted, found = plain.micro_batches(step, 4), ahead.micro_batches(step, 4)
+        assert [one.ids_T.tolist() for one in found] == [one.ids_T.tolist() for one in wanted]
+        assert ahead.totals(step) == plain.totals(step)
+    assert 0 <= ahead.waiting_share <= 1
+    ahead.close()
+
+
+def test_an_error_in_the_thread_comes_out_where_the_step_is_asked_for(make) -> None:
+    corpus = make()
+    path = next(corpus.folder.glob("*.tokens.npy"))
+    path.write_bytes(path.read_bytes()[:200] + bytes(path.stat().st_size - 200))
+    ahead = data.Ahead(data.Stream(corpus.train, batch_size=8, seed=2))
+    with pytest.raises(errors.CorpusError, match="changed after it was prepared"):
+        ahead.micro_batches(0, 8)
+    ahead.close()
+
+
+def test_a_rank_reads_its_own_rows_only(make) -> None:
+    rows = make().train
+    step, world = 3, 4
+    counted = _Counting(rows)
+    data.Stream(counted, batch_size=24, seed=5, rank=1, world_size=world).micro_batches(step, 3)
+    everything = set(data.Stream(rows, batch_size=24, seed=5).rows(step).tolist())
+    assert set(counted.read) < everything
+    assert len(counted.read) < 1.5 * 24 / world
+
+
+class _Counting:
+    def __init__(self, rows: data.Rows) -> None:
+        self._rows, self.read, self.pad_id, self.sizes = rows, [], rows.pad_id, rows.sizes
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> data.Row:
+        self.read.append(index)
+        return self._rows[index]
