@@ -36,6 +36,10 @@ class Server:
         command += ["--worker-command", shlex.join((sys.executable, str(DOUBLES / "worker.py")))]
         command += ["--trainer-command", shlex.join((sys.executable, str(DOUBLES / "trainer.py")))]
         command += ["--backoff", "0.01", *self.options, *more]
+        return self.launch(command)
+
+    def launch(self, command: list[str]) -> Server:
+        """Run a command that serves, until it listens."""
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
         said = []

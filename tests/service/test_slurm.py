@@ -19,6 +19,10 @@ pytestmark = [
 ]
 
 SMALL = {"layers": 3, "hidden": 192, "steps": 3, "nodes": 2, "gpus": 2, "batch_size": 4}
+REAL = SMALL | {
+    **{"gpus": 1, "batch_size": 4, "steps": 40, "seq_length": 64, "importance_sentences": 16, "mlm_head_steps": 2},
+    **{"validation_sequences": 4, "validate_every": 40, "checkpoint_every": 40, "log_every": 1},
+}
 OPTIONS = (
     *("--slurm", "--slurm-nodes", "2", "--slurm-gpus-per-node", "2", "--slurm-poll", "0.2", "--slurm-settle", "0.5"),
     *("--slurm-line", "export MASTER_ADDR=127.0.0.1"),
@@ -240,3 +244,33 @@ def test_a_lost_node_costs_an_attempt_and_its_trainer_is_fenced(server, cluster)
         time.sleep(0.05)
     assert not lives(old["pid"]), "it finds the newer attempt when it next looks, and leaves"
     assert steps(server, job) == [1, 2, 3], "the old trainer wrote nothing more, the new one went on"
+
+
+def test_one_request_becomes_a_student_distilled_by_deepspeed_on_two_nodes(cluster, tmp_path, monkeypatch):
+    """Everything real: extraction, batch script, two ranks of DeepSpeed on two nodes, download, stock transformers."""
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
+    served = tmp_path / "data"
+    command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--data-dir", str(served), "--cpu"]
+    command += ["--slurm", "--slurm-nodes", "2", "--slurm-line", "export MASTER_ADDR=127.0.0.1", "--slurm-poll", "0.5"]
+    server = Server(tmp_path).launch(command)
+    try:
+        job = server.client.create(REAL)
+        until(server, job, "step")
+        server.client.pause(job["id"])
+        until(server, job, "status", status="paused")
+        server.client.resume(job["id"])
+        assert server.client.wait(job["id"])["status"] == "succeeded", server.client.get(job["id"])
+        first, second = [event for event in server.client.events(job["id"]) if event["type"] == "attempt"]
+        assert (first["world_size"], second["world_size"]) == (2, 2)
+        assert second["step"] > first["step"]
+        assert steps(server, job) == list(range(1, REAL["steps"] + 1))
+        assert len(cluster.jobs(job["id"])) == 2
+        server.client.pull(job["id"], tmp_path / "student")
+        _, report = transformers.AutoModel.from_pretrained(
+            tmp_path / "student", output_loading_info=True, add_pooling_layer=False
+        )
+        assert not report["missing_keys"]
+    finally:
+        server.end()
+        server.client.close()
