@@ -10,6 +10,7 @@ The first line, once torch and transformers are imported, is {"ready": true, "pi
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -56,13 +57,12 @@ def _answer(line: str, cache: Path, answers: TextIO) -> dict[str, Any]:
         return {"id": number, "ok": _do(request, cache, answers)}
     except errors.EtdError as refusal:
         return {"id": number, "error": refusal.as_dict()}
-    except Exception:  # the process's outermost door: the service must get an answer, the log the traceback
+    except Exception as failure:  # the process's outermost door: the service must get an answer, the log the traceback
         traceback.print_exc(file=sys.stderr)
-        message = "extraction failed for a reason of its own; the server's log has the details"
-        return {
-            "id": number,
-            "error": {"code": "internal", "message": message, "field": None, "wanted": None, "got": None},
-        }
+        code, message = "internal", "extraction failed for a reason of its own; the server's log has the details"
+        if os.strerror(errno.ENOSPC) in str(failure):  # safetensors wraps it in an error of its own
+            code, message = "disk_full", "the disk is full; nothing of the student was written"
+        return {"id": number, "error": {"code": code, "message": message, "field": None, "wanted": None, "got": None}}
 
 
 def _do(request: dict[str, Any], cache: Path, answers: TextIO) -> dict[str, Any]:

@@ -165,9 +165,8 @@ class Extractor:
 
 
 def _problem(error: dict[str, Any]) -> Problem:
-    if error.get("code") == "internal":
-        return Problem(500, "internal", str(error["message"]))
-    return of_error(error)
+    status = {"internal": 500, "disk_full": 507}.get(str(error.get("code")))
+    return of_error(error) if status is None else Problem(status, str(error["code"]), str(error["message"]))
 
 
 def _resident(pid: int) -> int:

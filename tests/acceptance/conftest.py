@@ -38,16 +38,17 @@ SMALL: dict[str, Any] = {
 class Server:
     """`etd-jobs serve` as a user would start it, on loopback."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, *, cache: Path | None = None, log: Path | None = None) -> None:
         self.data_dir = data_dir
-        self.log = data_dir.with_suffix(".log")
+        self.cache = cache or data_dir.with_name("cache")
+        self.log = log or data_dir.with_name("server.log")
         self.process: subprocess.Popen[bytes] | None = None
         self.http = httpx.Client(timeout=300)
 
     def start(self) -> None:
         port = launch.free_port()
         argv = [sys.executable, "-m", "service.cli", "serve", "--host", "127.0.0.1", "--port", str(port)]
-        argv += ["--data-dir", str(self.data_dir), "--cache", str(self.data_dir.with_name("cache"))]
+        argv += ["--data-dir", str(self.data_dir), "--cache", str(self.cache)]
         argv += ["--slots", "2", "--max-retries", "0"]
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(argv, stdout=out, stderr=out, stdin=subprocess.DEVNULL)

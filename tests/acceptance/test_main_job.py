@@ -7,12 +7,14 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 import tarfile
 import time
 
 import pytest
 import torch
-from conftest import Server, processes_of
+from conftest import SMALL, Server, processes_of
 from transformers import AutoModel, AutoTokenizer
 
 from etd_ds.contract import rundir, teachers
@@ -105,6 +107,51 @@ def test_a_killed_trainer_is_a_failed_job_with_its_last_words(server: Server):
     assert failed["error"]["message"]
     assert failed["log_tail"]
     assert not processes_of(run)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own with room for an extracted student and not for a checkpoint."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode(errors='replace').strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_is_a_failed_job_that_says_so(data_dir, small_disk):
+    server = Server(small_disk / "data", cache=data_dir.with_name("cache"), log=data_dir.with_name("full.log"))
+    server.start()
+    try:
+        job = server.create()
+        failed = server.wait(job["id"], ("failed", "succeeded", "cancelled"))
+        assert failed["status"] == "failed", failed
+        assert failed["error"]["code"] == "disk_full"
+        assert any("No space left on device" in line for line in failed["log_tail"])
+        assert not processes_of(small_disk / "data" / "jobs")
+        free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+        (small_disk / "filler").write_bytes(bytes(max(0, free - (8 << 20))))
+        refused = server.http.post("/jobs", json=SMALL)
+        assert refused.status_code == 507, "no room for another student either"
+        assert [entry["id"] for entry in server.http.get("/jobs").json()["data"]] == [job["id"]]
+    finally:
+        server.kill()
+        server.http.close()
+
+
+def test_a_student_serves_as_a_teacher_fetched_by_a_hub_client(server: Server, tmp_path):
+    """`--teacher org/name` goes through huggingface_hub; our own server speaks its protocol."""
+    done = [entry for entry in server.http.get("/jobs").json()["data"] if entry["status"] == "succeeded"]
+    teacher = done[0] if done else server.wait(server.create()["id"], ("succeeded", "failed"))
+    argv = [sys.executable, "-m", "etd_ds.cli", "extract", "--teacher", f"students/{teacher['id']}"]
+    argv += ["--layers", "1", "--hidden", "96", "--mode", "rand", "--out", str(tmp_path / "cut"), "--quiet"]
+    env = {**os.environ, "HF_ENDPOINT": str(server.http.base_url.join("/hf")).rstrip("/"), "HF_HUB_OFFLINE": "0"}
+    found = subprocess.run([*argv, "--cache", str(tmp_path / "cache")], env=env, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["teacher"]["hidden"] == 192
+    assert AutoModel.from_pretrained(tmp_path / "cut").config.hidden_size == 96
 
 
 @pytest.mark.parametrize(
