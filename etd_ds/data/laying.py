@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,11 +35,14 @@ class Laying:
         """The records of each shard's documents, in order."""
         return (shards.load(self._folder, index, "documents") for index in range(len(self._made)))
 
-    def train(self, held: np.ndarray) -> corpus.Split:
-        """Write the rows of all documents that are not held out, as often as their source's weight says."""
+    def train(self, held: np.ndarray, advance: Callable[[int], object]) -> corpus.Split:
+        """Write the rows of all documents that are not held out, as often as their source's weight says.
+
+        `advance` is told the tokens that were laid since it was last called.
+        """
         passes = range(math.ceil(max(self._weights)))
         places = itertools.chain.from_iterable(self._pass(number, held) for number in passes)
-        return self._write("train", packing.pack(places, self._options.seq_length))
+        return self._write("train", packing.pack(places, self._options.seq_length), advance)
 
     def validation(self, held: np.ndarray, limit: int) -> corpus.Split:
         """Write at most `limit` rows of the held-out documents, each once."""
@@ -48,7 +51,7 @@ class Laying:
             for shard, documents in enumerate(self.documents())
         )
         rows = packing.pack(places, self._options.seq_length)
-        return self._write("validation", itertools.islice(rows, limit))
+        return self._write("validation", itertools.islice(rows, limit), lambda _: None)
 
     def _pass(self, number: int, held: np.ndarray) -> Iterator[tuple[Place, int]]:
         for shard, (made, documents) in enumerate(zip(self._made, self.documents(), strict=True)):
@@ -84,7 +87,7 @@ class Laying:
         for place in pairing.pairs(documents, self._options.seq_length - 3, generator):
             yield (shard, *place), place.a_len + place.b_len + (3 if place.b_len else 2)
 
-    def _write(self, split: str, rows: Iterable[list[Place]]) -> corpus.Split:
+    def _write(self, split: str, rows: Iterable[list[Place]], advance: Callable[[int], object]) -> corpus.Split:
         segments = tokens = count = 0
         iterator = iter(rows)
         with (
@@ -94,6 +97,7 @@ class Laying:
             while block := list(itertools.islice(iterator, _FLUSH)):
                 written, size = self._flush(block, segments, segment_file, row_file)
                 segments, tokens, count = segments + written, tokens + size, count + len(block)
+                advance(size)
         return corpus.Split(rows=count, segments=segments, tokens=tokens)
 
     def _flush(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import tokenizers
 from tqdm import tqdm
@@ -106,7 +107,7 @@ def build(
         try:
             rundir.publish_bytes(aside / corpus.TOKENIZER, tokenizer.to_str().encode())
             made = _tokenize(inputs, aside, workers, progress)
-            manifest = _lay(entries, options, tokenizer, aside, made, key)
+            manifest = _lay(entries, options, tokenizer, aside, made, key, progress)
             _publish(aside, target, manifest)
         except OSError as error:
             raise errors.CorpusError(
@@ -180,6 +181,11 @@ def _publish(aside: Path, target: Path, manifest: corpus.Manifest) -> None:
     rundir.fsync_path(target.parent)
 
 
+def bar(progress: bool, what: str, unit: str, total: int) -> tqdm[NoReturn]:
+    """A progress bar with speed and time left, on a terminal only."""
+    return tqdm(total=total or None, desc=what, unit=unit, unit_scale=True, disable=None if progress else True)
+
+
 def _tokenize(inputs: Sequence[Weighted], aside: Path, workers: int | None, progress: bool) -> list[shards.Shard]:
     total = sum(item.source.size for item in inputs)
     tasks: list[tokenizing.Task] = []
@@ -188,11 +194,11 @@ def _tokenize(inputs: Sequence[Weighted], aside: Path, workers: int | None, prog
             tasks.append(tokenizing.Task(len(tasks), number, piece))
     crew = min(len(tasks), tokenizing.processes(total) if workers is None else workers)
     made = []
-    quiet = None if progress else True  # none: shown on a terminal only
-    with tqdm(total=total or None, unit="B", unit_scale=True, desc="tokenize", disable=quiet) as bar:
-        for shard in tokenizing.run(tasks, aside, aside / corpus.TOKENIZER, max(1, crew)):
+    with bar(progress, "tokenize", "B", total) as shown:
+        shards_made = tokenizing.run(tasks, aside, aside / corpus.TOKENIZER, max(1, crew))
+        for task, shard in zip(tasks, shards_made, strict=True):
             made.append(shard)
-            bar.update(shard.tally["bytes"])
+            shown.update(task.piece.size)
     for item in inputs:
         if changed := sources.changed(item.source):
             # What stands in the folder is of neither state of that file.
@@ -208,6 +214,7 @@ def _lay(
     aside: Path,
     made: list[shards.Shard],
     key: str,
+    progress: bool,
 ) -> corpus.Manifest:
     tally = reading.Tally()
     for shard in made:
@@ -221,7 +228,8 @@ def _lay(
     lay = laying.Laying(aside, made, [entry.weight for entry in entries], options)
     wanted = options.validation_sequences * options.seq_length
     held = held_out.choose(lay.documents(), min(wanted, total // 10), total // 10)
-    train = lay.train(held)
+    with bar(progress, "lay rows", "token", total) as shown:
+        train = lay.train(held, shown.update)
     validation = lay.validation(held, min(options.validation_sequences, train.rows // 9))
     if not train.rows:
         raise errors.CorpusError("corpus: its weights leave no document to train on")

@@ -36,6 +36,8 @@ class Piece:
     path: str
     start: int
     stop: int
+    size: int
+    """Its bytes on disk, 0 where nobody knows."""
     config: str | None = None
     revision: str | None = None
 
@@ -124,11 +126,11 @@ def pieces(source: Source, size: int | None = None) -> Iterator[Piece]:
     size = PIECE_BYTES if size is None else size
     for path in source.paths:
         if source.kind == "embedded":
-            yield Piece("embedded", path, 0, source.size)
+            yield Piece("embedded", path, 0, source.size, source.size)
         elif source.kind == "hub":
             shards = hub_stream(path, source.config, source.revision).num_shards
             for index in range(shards):
-                yield Piece("hub", path, index, shards, source.config, source.revision)
+                yield Piece("hub", path, index, shards, 0, source.config, source.revision)
         elif source.kind == "parquet":
             yield from _parquet_pieces(path, size)
         else:
@@ -225,11 +227,12 @@ def _parquet_pieces(path: str, size: int) -> Iterator[Piece]:
             groups = [file.metadata.row_group(index).total_byte_size for index in range(file.num_row_groups)]
     except (OSError, pyarrow.ArrowException) as error:
         raise errors.CorpusError(f"corpus: {path} is not a whole parquet file: {error}") from None
+    scale = Path(path).stat().st_size / max(sum(groups), 1)  # on disk they are compressed
     start = weight = 0
     for index, group in enumerate(groups):
         weight += group
         if weight >= size or index + 1 == len(groups):
-            yield Piece("parquet", path, start, index + 1)
+            yield Piece("parquet", path, start, index + 1, round(weight * scale))
             start, weight = index + 1, 0
 
 
@@ -242,7 +245,7 @@ def _line_pieces(path: str, kind: Kind, size: int) -> Iterator[Piece]:
                 aim = start + size
                 reach = size // 2  # how far past its aim a piece may go for the border of a document
                 stop = end if aim + reach >= end else _border(file, aim, kind, reach)
-                yield Piece(kind, path, start, stop)
+                yield Piece(kind, path, start, stop, stop - start)
                 start = stop
     except OSError as error:
         raise errors.CorpusError(f"corpus: {path} cannot be read: {error.strerror}") from None

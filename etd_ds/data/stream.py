@@ -55,10 +55,10 @@ class Stream:
         rows = self.rows(step)
         tokens, pairs = self._rows.sizes(rows)
         bins = deal(tokens + pairs / _ATTENTION, parts * self._world_size)
-        return [
-            batch.collate([self._rows[int(rows[index])] for index in bins[part]], self._rows.pad_id)
-            for part in range(self._rank, len(bins), self._world_size)
-        ]
+        # Back and forth over the ranks, so that none gets the dearest of every round.
+        turns = (self._rank if number % 2 == 0 else self._world_size - 1 - self._rank for number in range(parts))
+        mine = [bins[number * self._world_size + turn] for number, turn in enumerate(turns)]
+        return [batch.collate([self._rows[int(rows[index])] for index in part], self._rows.pad_id) for part in mine]
 
     def totals(self, step: int) -> Totals:
         """Sizes of the whole global batch of a step, over all ranks, from the index alone."""
