@@ -12,10 +12,10 @@ if [ -s "$LAB/pid/slurmctld.pid" ]; then
 fi
 for file in "$LAB"/pid/n*.pid "$LAB/pid/slurmctld.pid" "$LAB/pid/munged.pid"; do
   pid=$(tr -d ' \n' <"$file" 2>/dev/null) || continue
-  [ -n "$pid" ] && grep -qE 'slurm|munge' "/proc/$pid/cmdline" 2>/dev/null || continue
+  if [ -z "$pid" ] || ! grep -qE 'slurm|munge' "/proc/$pid/cmdline" 2>/dev/null; then continue; fi
   kill "$pid"
   for _ in $(seq 50); do
-    kill -0 "$pid" 2>/dev/null && ! grep -q '^State:[[:space:]]*Z' "/proc/$pid/status" || break
+    if ! kill -0 "$pid" 2>/dev/null || grep -q '^State:[[:space:]]*Z' "/proc/$pid/status"; then break; fi
     sleep 0.1
   done
   kill -KILL "$pid" 2>/dev/null
