@@ -80,15 +80,26 @@ def _pretend_fp16() -> None:
     distill.hardware = ranks.hardware = lambda: config.Hardware("cpu", bf16=True, fp16=True)
 
 
+def _hang() -> None:
+    """The first forward pass never ends, and the watchdog has little patience."""
+    from etd_ds.distill import loop
+    from etd_ds.engine import runtime
+
+    loop.FIRST_STEP = 1.0
+    runtime.Engine.__call__ = lambda *_: signal.pause()
+
+
 def _arm(moment: str) -> None:
-    """`fp16` lets this CPU train in it. `step N` dies when its event is written, `state N`, `rename N` and `pointer N`
-    within the save of checkpoint N.
+    """`fp16` lets this CPU train in it, `hang` hangs in the first step. `step N` dies when its event is written,
+    `state N`, `rename N` and `pointer N` within the save of checkpoint N.
     """
     from etd_ds.contract import events, rundir
     from etd_ds.engine import checkpoint
 
     if moment == "fp16":
         return _pretend_fp16()
+    if moment == "hang":
+        return _hang()
     kind, number = moment.split()
 
     def die(*_args, **_options):

@@ -233,3 +233,9 @@ def test_a_run_that_diverges_stops_and_says_where(make_run, cache):
 def test_json_of_the_attempt_names_the_process_to_signal(whole):
     claim = json.loads(whole.attempt.read_bytes())
     assert claim.keys() == {"token", "host", "pid"}
+
+
+def test_a_rank_that_hangs_is_ended_by_the_watchdog(make_run, cache):
+    run = make_run()
+    assert _train(run, cache, "cpu", world_size=1, fatal="hang") == [1]
+    assert run.read_result() is None

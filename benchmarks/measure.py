@@ -1,0 +1,60 @@
+"""Interleaved timing that survives a busy machine: CPU seconds of this process, wall seconds, peak memory; medians."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one contender took, over all repetitions."""
+
+    cpu: list[float]
+    wall: list[float]
+    peak_bytes: int
+
+    @property
+    def median(self) -> float:
+        """Median CPU seconds."""
+        return statistics.median(self.cpu)
+
+
+def interleaved(contenders: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, Sample]:
+    """Run all contenders in turn, `repetitions` times after one round that warms up and measures memory."""
+    peaks = {name: _peak_of(work) for name, work in contenders.items()}
+    cpu: dict[str, list[float]] = {name: [] for name in contenders}
+    wall: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(repetitions):
+        for name, work in contenders.items():
+            gc.collect()
+            started, wall_started = time.process_time(), time.perf_counter()
+            work()
+            cpu[name].append(time.process_time() - started)
+            wall[name].append(time.perf_counter() - wall_started)
+    return {name: Sample(cpu[name], wall[name], peaks[name]) for name in contenders}
+
+
+def _peak_of(work: Callable[[], object]) -> int:
+    """Resident bytes that `work` adds at its highest; 0 where the system does not tell."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    work()
+    return max(0, _status("VmHWM") - before)
+
+
+def _status(key: str) -> int:
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(key + ":"):
+                return int(line.split()[1]) * 1024
+    return 0
