@@ -74,31 +74,36 @@ class Weights:
 
 def shape_of(reference: str, cache: Path) -> shape.EncoderShape:
     """The teacher's shape from its config alone; also makes sure that it has safetensors. Raises `TeacherError`."""
-    where = teachers.locate(reference)
-    if isinstance(where, Path):
-        _weight_files(where)
-        return shape.from_config(read_config(where))
-    pinned = hub.pin(where)
-    folder = hub.fetch(pinned, cache, weights=False)
-    found = shape.from_config(read_config(folder))
-    if not (folder / WEIGHTS).exists() and not hub.has_safetensors(pinned):
-        raise _no_safetensors(reference)
-    return found
+    return _shape_at(_locate(reference), cache)
 
 
 def resolve(reference: str, cache: Path) -> Teacher:
     """Find a teacher (hub ids are downloaded into `cache/hub`) and hash its weights. Raises `TeacherError`."""
-    where = teachers.locate(reference)
-    if isinstance(where, Path):
-        folder, name = where, reference
-    else:
-        shape_of(reference, cache)  # a repository that is no BERT is refused before its weights are downloaded
-        pinned = hub.pin(where)
-        folder, name = hub.fetch(pinned, cache, weights=True), f"{pinned.repo}@{pinned.commit}"
-    found = shape.from_config(read_config(folder))
+    where = _locate(reference)
+    found = _shape_at(where, cache)  # a repository that is no BERT is refused before its weights are downloaded
+    folder, name = where, reference
+    if isinstance(where, teachers.Hub):
+        folder, name = hub.fetch(where, cache, weights=True), f"{where.repo}@{where.commit}"
+    assert isinstance(folder, Path)
     digests = [_sha256(path, path.stat().st_mtime_ns, path.stat().st_size) for path in _weight_files(folder)]
     whole = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     return Teacher(name, folder, found, whole)
+
+
+def _locate(reference: str) -> Path | teachers.Hub:
+    where = teachers.locate(reference)
+    return hub.pin(where) if isinstance(where, teachers.Hub) else where
+
+
+def _shape_at(where: Path | teachers.Hub, cache: Path) -> shape.EncoderShape:
+    if isinstance(where, Path):
+        _weight_files(where)
+        return shape.from_config(read_config(where))
+    folder = hub.fetch(where, cache, weights=False)
+    found = shape.from_config(read_config(folder))
+    if not (folder / WEIGHTS).exists() and not hub.has_safetensors(where):
+        raise _no_safetensors(where.repo)
+    return found
 
 
 @functools.lru_cache(maxsize=64)

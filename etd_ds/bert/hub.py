@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import httpx
 import huggingface_hub
 from huggingface_hub import errors as hub_errors
 
@@ -18,48 +19,73 @@ def pin(hub: teachers.Hub) -> teachers.Hub:
     """The same repository with its commit known; asks the hub only when the reference names none."""
     if hub.commit is not None:
         return hub
-    with _Asking(hub):
+    with _asking(hub):
         return teachers.Hub(hub.repo, huggingface_hub.HfApi().model_info(hub.repo).sha)
-    raise AssertionError("unreachable")
 
 
 def fetch(hub: teachers.Hub, cache: Path, *, weights: bool) -> Path:
-    """The snapshot folder of a pinned repository, its weights too if asked. Raises `TeacherError`."""
+    """The snapshot folder of a pinned repository, its weights too if asked. Raises `TeacherError`.
+
+    A commit never changes, so the network is used only for what the cache lacks.
+    """
     assert hub.commit is not None
-    with _Asking(hub):
-        patterns = _SMALL + (_WEIGHTS if weights else [])
-        folder = huggingface_hub.snapshot_download(
-            hub.repo, revision=hub.commit, cache_dir=cache / "hub", allow_patterns=patterns
-        )
+    with suppress(hub_errors.LocalEntryNotFoundError):
+        folder = _snapshot(hub, cache, weights, local_files_only=True)
+        if (folder / "config.json").exists() and (not weights or (folder / "model.safetensors").exists()):
+            return folder
+    with _asking(hub):
+        # Unlike a download, this fails at once when there is no network or no such repository.
+        huggingface_hub.HfApi().model_info(hub.repo, revision=hub.commit)
+        return _snapshot(hub, cache, weights, local_files_only=False)
+
+
+def _snapshot(hub: teachers.Hub, cache: Path, weights: bool, *, local_files_only: bool) -> Path:
+    patterns = _SMALL + (_WEIGHTS if weights else [])
+    folder = huggingface_hub.snapshot_download(
+        hub.repo,
+        revision=hub.commit,
+        cache_dir=cache / "hub",
+        allow_patterns=patterns,
+        local_files_only=local_files_only,
+    )
     return Path(folder)
 
 
 def has_safetensors(hub: teachers.Hub) -> bool:
     """Whether the pinned commit holds weights that we read."""
-    with _Asking(hub):
+    with _asking(hub):
         names = huggingface_hub.HfApi().list_repo_files(hub.repo, revision=hub.commit)
     return any(name in _WEIGHTS for name in names)
 
 
-class _Asking:
-    """Turns what huggingface_hub raises into a `TeacherError` that says which of the two to mend."""
+_UNKNOWN = (hub_errors.RepositoryNotFoundError, hub_errors.RevisionNotFoundError, hub_errors.HFValidationError)
 
-    def __init__(self, hub: teachers.Hub) -> None:
-        self.name = hub.repo + (f"@{hub.commit}" if hub.commit else "")
+# HTTPError is that of the client inside huggingface_hub: httpx or httpx2, by version.
+_UNREACHABLE = (
+    hub_errors.HfHubHTTPError,
+    hub_errors.LocalEntryNotFoundError,
+    hub_errors.HTTPError,  # type: ignore[attr-defined]
+    OSError,
+)
 
-    def __enter__(self) -> None:
-        return None
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        known = (hub_errors.RepositoryNotFoundError, hub_errors.RevisionNotFoundError, hub_errors.HFValidationError)
-        if isinstance(error, known):
-            raise errors.TeacherError(
-                f"teacher: the model hub has no {self.name} (or it is private, and no token gives access)",
-                got=self.name,
-            ) from error
-        if isinstance(error, (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError, httpx.HTTPError, OSError)):
-            raise errors.TeacherError(
-                f"teacher: {self.name} could not be fetched from the model hub ({type(error).__name__}); "
-                "check the network, or use 'embedded' or a local folder",
-                got=self.name,
-            ) from error
+@contextmanager
+def _asking(hub: teachers.Hub) -> Iterator[None]:
+    """Turns what huggingface_hub raises into a `TeacherError` that says what to mend: the name or the network."""
+    name = hub.repo + (f"@{hub.commit}" if hub.commit else "")
+    try:
+        yield
+    except (
+        hub_errors.RepositoryNotFoundError,
+        hub_errors.RevisionNotFoundError,
+        hub_errors.HFValidationError,
+    ) as error:
+        raise errors.TeacherError(
+            f"teacher: the model hub has no {name} (or it is private, and no token gives access)", got=name
+        ) from error
+    except _UNREACHABLE as error:
+        raise errors.TeacherError(
+            f"teacher: {name} could not be fetched from the model hub ({type(error).__name__}); "
+            "check the network, or use 'embedded' or a local folder",
+            got=name,
+        ) from error

@@ -100,6 +100,8 @@ class Plan(BaseModel):
     student: shape.EncoderShape
     teacher_sha256: str
     """Hash of the teacher's weights file."""
+    teacher_reference: str | None = None
+    """What was found under the spec's `teacher`: for a hub id, with the commit. Later stages ask for this."""
     corpus_sha256: str | None
     """Hash of the sentences that were scored; none unless mode is `impt`."""
     teacher_layers: tuple[int, ...]

@@ -62,6 +62,7 @@ def cut(job: spec.JobSpec, folder: Path, *, cache: Path, report: progress.Report
         teacher=teacher.shape,
         student=student,
         teacher_sha256=teacher.sha256,
+        teacher_reference=teacher.reference,
         corpus_sha256=found.corpus_sha256 if found else None,
         teacher_layers=teacher_layers,
         teacher_parameters=flops.count(weights.state),
