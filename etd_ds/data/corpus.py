@@ -99,8 +99,8 @@ class Rows:
     """Rows of one split, read from the memory-mapped shards as they are asked for; each is checked by its CRCs."""
 
     def __init__(self, folder: Path, split: str, tokens: Sequence[np.ndarray], special: tokenize.Special) -> None:
-        self._segments = mapped(folder / f"{split}.segments", SEGMENT)
-        self._rows = mapped(folder / f"{split}.rows", ROW)
+        self._segments = shards.mapped(folder / f"{split}.segments", SEGMENT)
+        self._rows = shards.mapped(folder / f"{split}.rows", ROW)
         self._tokens = tokens
         self._special = special
         self._folder = folder
@@ -191,13 +191,13 @@ def open_corpus(folder: Path) -> Corpus:
         )
     for name, wanted in manifest.files.items():
         _verify(folder / name, wanted)
+    special = tokenize.Special(**manifest.special)
     tokens = []
     for index, shard in enumerate(manifest.shards):
         path = folder / shards.name(index, "tokens")
         if not path.is_file() or path.stat().st_size != shard.files[path.name].size:
             raise _changed(path)
-        tokens.append(shards.load(folder, index, "tokens"))
-    special = tokenize.Special(**manifest.special)
+        tokens.append(shards.tokens(folder, index, special))
     train, validation = (Rows(folder, split, tokens, special) for split in ("train", "validation"))
     return Corpus(folder, manifest, train, validation)
 
@@ -228,10 +228,3 @@ def segment_lengths(segments: np.ndarray) -> np.ndarray:
     b_len = segments["b_len"].astype(np.int64)
     lengths: np.ndarray = segments["a_len"] + b_len + np.where(b_len > 0, 3, 2)
     return lengths
-
-
-def mapped(path: Path, dtype: np.dtype) -> np.ndarray:
-    """Records of an index file."""
-    if path.stat().st_size == 0:  # which cannot be mapped
-        return np.empty(0, dtype)
-    return np.asarray(np.memmap(path, dtype, mode="r"))

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from etd_ds.data import corpus, packing, pairing, shards
+from etd_ds.data import corpus, packing, pairing, shards, tokenize
 
 _FLUSH = 4096  # rows
 
@@ -23,17 +23,25 @@ Place = tuple[int, int, int, int, int]
 class Laying:
     """The shards of one folder, and the rule by which their documents become rows."""
 
-    def __init__(self, folder: Path, made: Sequence[shards.Shard], weights: Sequence[float], options: corpus.Options):
+    def __init__(
+        self,
+        folder: Path,
+        made: Sequence[shards.Shard],
+        *,
+        weights: Sequence[float],
+        options: corpus.Options,
+        special: tokenize.Special,
+    ) -> None:
         self._folder = folder
         self._made = made
         self._weights = weights
         self._options = options
         # Few shards are mapped at a time: rows are laid from one to the next, and mapped pages count as memory.
-        self._tokens = functools.lru_cache(maxsize=4)(lambda index: shards.load(folder, index, "tokens"))
+        self._tokens = functools.lru_cache(maxsize=4)(lambda index: shards.tokens(folder, index, special))
 
     def documents(self) -> Iterator[np.ndarray]:
         """The records of each shard's documents, in order."""
-        return (shards.load(self._folder, index, "documents") for index in range(len(self._made)))
+        return (shards.documents(self._folder, index) for index in range(len(self._made)))
 
     def train(self, held: np.ndarray, advance: Callable[[int], object]) -> corpus.Split:
         """Write the rows of all documents that are not held out, as often as their source's weight says.
@@ -76,7 +84,7 @@ class Laying:
 
     def _pairs(self, shard: int, records: np.ndarray, wanted: np.ndarray, draw: str) -> Iterator[tuple[Place, int]]:
         # Pairs are drawn among the wanted documents alone, so that none reaches across the split.
-        sentences = shards.load(self._folder, shard, "sentences").tolist()
+        sentences = shards.sentences(self._folder, shard).tolist()
         documents: list[pairing.Document] = []
         first = start = 0
         for (_, count, length), keep in zip(records.tolist(), wanted.tolist(), strict=True):

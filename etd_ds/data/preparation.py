@@ -66,6 +66,12 @@ def make_options(
         raise errors.CorpusError(
             f"seq_length: wanted {LEAST_LENGTH} or more, got {seq_length}", field="seq_length", got=seq_length
         )
+    if validation_sequences < 0:
+        raise errors.CorpusError(
+            f"validation_sequences: wanted 0 or more, got {validation_sequences}",
+            field="validation_sequences",
+            got=validation_sequences,
+        )
     return corpus.Options(
         tokenizer=tokenize.digest(tokenizer),
         seq_length=seq_length,
@@ -171,8 +177,9 @@ def _aside(target: Path, key: str) -> Path:
 
 
 def _publish(aside: Path, target: Path, manifest: corpus.Manifest) -> None:
+    named = set(manifest.files).union(*(shard.files for shard in manifest.shards))
     for path in aside.iterdir():
-        if path.name in manifest.files or any(path.name in shard.files for shard in manifest.shards):
+        if path.name in named:
             rundir.fsync_path(path)
         else:  # the descriptions of shards, which the manifest repeats, and what a killed attempt left
             path.unlink()
@@ -181,22 +188,23 @@ def _publish(aside: Path, target: Path, manifest: corpus.Manifest) -> None:
     rundir.fsync_path(target.parent)
 
 
-def bar(progress: bool, what: str, unit: str, total: int) -> tqdm[NoReturn]:
+def _bar(progress: bool, what: str, unit: str, total: int) -> tqdm[NoReturn]:
     """A progress bar with speed and time left, on a terminal only."""
     return tqdm(total=total or None, desc=what, unit=unit, unit_scale=True, disable=None if progress else True)
 
 
 def _tokenize(inputs: Sequence[Weighted], aside: Path, workers: int | None, progress: bool) -> list[shards.Shard]:
-    total = sum(item.source.size for item in inputs)
+    sizes = [item.source.size for item in inputs]
     tasks: list[tokenizing.Task] = []
     for number, item in enumerate(inputs):
         for piece in sources.pieces(item.source):
             tasks.append(tokenizing.Task(len(tasks), number, piece))
-    crew = min(len(tasks), tokenizing.processes(total) if workers is None else workers)
+    if workers is None:
+        workers = tokenizing.processes(sum(sizes) if all(sizes) else None)
     made = []
-    with bar(progress, "tokenize", "B", total) as shown:
-        shards_made = tokenizing.run(tasks, aside, aside / corpus.TOKENIZER, max(1, crew))
-        for task, shard in zip(tasks, shards_made, strict=True):
+    with _bar(progress, "tokenize", "B", sum(sizes)) as shown:
+        results = tokenizing.run(tasks, aside, aside / corpus.TOKENIZER, max(1, min(workers, len(tasks))))
+        for task, shard in zip(tasks, results, strict=True):
             made.append(shard)
             shown.update(task.piece.size)
     for item in inputs:
@@ -225,10 +233,12 @@ def _lay(
             f"corpus: {' and '.join(entry.reference for entry in entries)} holds no text "
             f"({tally.lines_skipped} lines were not JSON with a string 'text')"
         )
-    lay = laying.Laying(aside, made, [entry.weight for entry in entries], options)
+    special = tokenize.special(tokenizer)
+    weights = [entry.weight for entry in entries]
+    lay = laying.Laying(aside, made, weights=weights, options=options, special=special)
     wanted = options.validation_sequences * options.seq_length
     held = held_out.choose(lay.documents(), min(wanted, total // 10), total // 10)
-    with bar(progress, "lay rows", "token", total) as shown:
+    with _bar(progress, "lay rows", "token", total) as shown:
         train = lay.train(held, shown.update)
     validation = lay.validation(held, min(options.validation_sequences, train.rows // 9))
     if not train.rows:
@@ -238,7 +248,7 @@ def _lay(
         key=key,
         sources=entries,
         options=options,
-        special=asdict(tokenize.special(tokenizer)),
+        special=asdict(special),
         documents=sum(shard.documents for shard in made),
         sentences=sum(shard.sentences for shard in made),
         tokens=total,

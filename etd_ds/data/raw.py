@@ -40,11 +40,12 @@ def documents(reference: str) -> Iterator[tuple[int, list[str]]]:
 
 def _decoded(folder: Path) -> Iterator[tuple[int, list[str]]]:
     tokenizer = tokenize.open_file(folder / corpus.TOKENIZER)
+    special = tokenize.special(tokenizer)
     for index in range(len(corpus.read_manifest(folder).shards)):
-        tokens = shards.load(folder, index, "tokens")
-        lengths = iter(shards.load(folder, index, "sentences").tolist())
+        tokens = shards.tokens(folder, index, special)
+        lengths = iter(shards.sentences(folder, index).tolist())
         at = 0
-        for text_hash, count, _ in shards.load(folder, index, "documents").tolist():
+        for text_hash, count, _ in shards.documents(folder, index).tolist():
             ids = []
             for _ in range(count):
                 length = next(lengths)

@@ -49,10 +49,21 @@ def documents(piece: sources.Piece, tally: Tally) -> Iterator[str]:
             ) from None
         if text is None:
             return
-        for part in _parts(text, tally):
+        for part in _parts(_valid(text, tally), tally):
             if part.strip():
-                tally.bytes += len(part.encode("utf-8", "replace"))
+                tally.bytes += len(part.encode())
                 yield part
+
+
+def _valid(text: str, tally: Tally) -> str:
+    # JSON can spell half of a surrogate pair, which is no character.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        tally.undecodable += whole.count("\ufffd") - text.count("\ufffd")
+        return whole
+    return text
 
 
 def _parts(text: str, tally: Tally) -> Iterator[str]:

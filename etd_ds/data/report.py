@@ -8,7 +8,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from etd_ds.data import corpus, tokenize
+from etd_ds.data import corpus, shards, tokenize
 
 _CHUNK = 1 << 20  # segments read at once
 _BARS = 32
@@ -44,7 +44,7 @@ def of(folder: Path, split: str = "train") -> Report:
     counts: corpus.Split = getattr(manifest, split)
     seq_length = manifest.options.seq_length
     lengths = np.zeros(seq_length + 1, np.int64)
-    segments = corpus.mapped(folder / f"{split}.segments", corpus.SEGMENT)
+    segments = shards.mapped(folder / f"{split}.segments", corpus.SEGMENT)
     for start in range(0, len(segments), _CHUNK):
         lengths += np.bincount(corpus.segment_lengths(segments[start : start + _CHUNK]), minlength=seq_length + 1)
     return Report(

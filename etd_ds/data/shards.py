@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
+import os
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from etd_ds.contract import rundir
 from etd_ds.data import encode, reading, sources, splitting, tokenize
 
+KINDS = ("tokens", "sentences", "documents")
+SENTENCE = np.dtype("<u4")
 DOCUMENT = np.dtype([("hash", "<u8"), ("sentences", "<u4"), ("tokens", "<u4")])
 _BLOCK = 256  # documents handed to the tokenizer at once
 _PUNCTUATION = bytes(byte for byte in range(128) if not chr(byte).isalnum())
@@ -40,7 +43,7 @@ class Shard(BaseModel):
 
 def name(index: int, kind: str) -> str:
     """File of a shard: `tokens`, `sentences` (tokens in each) or `documents` (hash, sentences and tokens of each)."""
-    return f"{index:05d}.{kind}.npy"
+    return f"{index:05d}.{kind}"
 
 
 def description(index: int) -> str:
@@ -49,26 +52,23 @@ def description(index: int) -> str:
 
 
 def write(folder: Path, index: int, source: int, piece: sources.Piece, encoder: encode.Encoder) -> Shard:
-    """Tokenize a piece into shard `index` of `folder`. The description comes last, so it vouches for the rest."""
+    """Tokenize a piece into shard `index` of `folder`, in constant memory whatever its size.
+
+    The description comes last, so it vouches for the rest. Raises `CorpusError`, or `OSError` from writing.
+    """
     tally = reading.Tally()
     special = tokenize.special(encoder.tokenizer)
-    parts: list[tuple[np.ndarray, ...]] = [(np.empty(0, np.uint32), np.empty(0, np.int64), np.empty(0, DOCUMENT))]
-    parts += (_encode(block, encoder) for block in _blocks(reading.documents(piece, tally)))
-    ids, lengths, documents = (np.concatenate(part) for part in zip(*parts, strict=True))
-    arrays: dict[str, np.ndarray] = {
-        "tokens": ids.astype(np.uint16 if special.vocab <= 1 << 16 else np.uint32),
-        "sentences": lengths.astype(np.uint32),
-        "documents": documents,
-    }
-    shard = Shard(
-        source=source,
-        documents=len(arrays["documents"]),
-        sentences=len(arrays["sentences"]),
-        tokens=len(arrays["tokens"]),
-        unknown=int((arrays["tokens"] == special.unk).sum()),
-        tally=asdict(tally),
-        files={name(index, kind): _save(folder / name(index, kind), array) for kind, array in arrays.items()},
-    )
+    counts = dict.fromkeys(("documents", "sentences", "tokens", "unknown"), 0)
+    with ExitStack() as stack:
+        columns = [stack.enter_context(_Column(folder / name(index, kind))) for kind in KINDS]
+        for block in _blocks(reading.documents(piece, tally)):
+            ids, lengths, records = _encode(block, encoder)
+            counts["unknown"] += int((ids == special.unk).sum())
+            for kind, column, array in zip(KINDS, columns, (ids.astype(special.dtype), lengths, records), strict=True):
+                counts[kind] += len(array)
+                column.append(array)
+        files = {column.path.name: column.publish() for column in columns}
+    shard = Shard(source=source, **counts, tally=asdict(tally), files=files)
     rundir.publish_json(folder / description(index), shard)
     return shard
 
@@ -83,15 +83,31 @@ def read(folder: Path, index: int) -> Shard | None:
     return shard if whole else None
 
 
-def load(folder: Path, index: int, kind: str) -> np.ndarray:
-    """One array of a shard, memory-mapped, as a plain array, which is much quicker to slice than a memmap."""
-    mapped = np.load(folder / name(index, kind), mmap_mode="r", allow_pickle=False)
-    return np.asarray(mapped)
+def tokens(folder: Path, index: int, special: tokenize.Special) -> np.ndarray:
+    """Token ids of a shard, memory-mapped."""
+    return mapped(folder / name(index, "tokens"), special.dtype)
+
+
+def sentences(folder: Path, index: int) -> np.ndarray:
+    """Tokens in each sentence of a shard."""
+    return mapped(folder / name(index, "sentences"), SENTENCE)
+
+
+def documents(folder: Path, index: int) -> np.ndarray:
+    """`DOCUMENT` records of a shard."""
+    return mapped(folder / name(index, "documents"), DOCUMENT)
+
+
+def mapped(path: Path, dtype: np.dtype) -> np.ndarray:
+    """A file of records, memory-mapped, as a plain array, which is much quicker to slice than a memmap."""
+    if path.stat().st_size == 0:  # which cannot be mapped
+        return np.empty(0, dtype)
+    return np.asarray(np.memmap(path, dtype, mode="r"))
 
 
 def text_hash(text: str) -> int:
     """64 bits that ignore case, whitespace and ASCII punctuation, so that near copies are one document."""
-    bare = "".join(text.casefold().split()).encode("utf-8", "replace").translate(None, _PUNCTUATION)
+    bare = "".join(text.casefold().split()).encode().translate(None, _PUNCTUATION)
     return int.from_bytes(hashlib.blake2b(bare, digest_size=8).digest(), "little")
 
 
@@ -119,12 +135,35 @@ def _encode(block: list[str], encoder: encode.Encoder) -> tuple[np.ndarray, np.n
     records["hash"] = [text_hash(document) for document in block]
     records["sentences"] = np.bincount(owners, minlength=len(block))
     records["tokens"] = np.bincount(owners, lengths, minlength=len(block))
-    return ids, lengths, records[records["tokens"] > 0]
+    return ids, lengths.astype(SENTENCE), records[records["tokens"] > 0]
 
 
-def _save(path: Path, array: np.ndarray) -> rundir.FileDigest:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    content = buffer.getvalue()
-    rundir.publish_bytes(path, content)
-    return rundir.FileDigest(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+class _Column:
+    """A file that grows aside, is hashed on the way, and gets its name when it is whole and on the disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._file = self._aside.open("wb")
+        self._sha256 = hashlib.sha256()
+
+    def __enter__(self) -> _Column:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with suppress(OSError):  # what a full disk did not take is thrown away here
+            self._file.close()
+        self._aside.unlink(missing_ok=True)
+
+    def append(self, array: np.ndarray) -> None:
+        content = array.tobytes()
+        self._file.write(content)
+        self._sha256.update(content)
+
+    def publish(self) -> rundir.FileDigest:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        size = self._file.tell()
+        self._aside.replace(self.path)
+        rundir.fsync_path(self.path.parent)
+        return rundir.FileDigest(size=size, sha256=self._sha256.hexdigest())

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
@@ -25,6 +26,11 @@ class Special:
     mask: int
     unk: int
     vocab: int
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The smallest type that tokens are stored in."""
+        return np.dtype("<u2" if self.vocab <= 1 << 16 else "<u4")
 
     @property
     def ids(self) -> frozenset[int]:

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -28,9 +29,10 @@ class Task(NamedTuple):
     piece: sources.Piece
 
 
-def processes(size: int) -> int:
-    """How many processes are worth while for `size` bytes of input, on the cores that this process may use."""
-    return max(1, min(len(os.sched_getaffinity(0)), size // _PROCESS_BYTES))
+def processes(size: int | None) -> int:
+    """How many processes pay for `size` bytes of input (none: nobody knows), on the cores that this one may use."""
+    cores = len(os.sched_getaffinity(0))
+    return cores if size is None else max(1, min(cores, size // _PROCESS_BYTES))
 
 
 def run(tasks: Sequence[Task], folder: Path, tokenizer: Path, workers: int) -> Iterator[shards.Shard]:
@@ -43,8 +45,7 @@ def run(tasks: Sequence[Task], folder: Path, tokenizer: Path, workers: int) -> I
         for task in tasks:
             yield shards.read(folder, task.shard) or shards.write(folder, *task, encoder)
         return
-    crew = _Crew(folder, tokenizer)
-    with ThreadPoolExecutor(workers) as threads:
+    with closing(_Crew(folder, tokenizer)) as crew, ThreadPoolExecutor(workers) as threads:
         results = [threads.submit(crew.do, task) for task in tasks]
         try:
             for result in results:
@@ -52,7 +53,6 @@ def run(tasks: Sequence[Task], folder: Path, tokenizer: Path, workers: int) -> I
         finally:
             for result in results:
                 result.cancel()
-            crew.dismiss()
 
 
 class _Crew:
@@ -97,8 +97,8 @@ class _Crew:
             raise errors.CorpusError(answer["error"])
         return shards.Shard.model_validate(answer)
 
-    def dismiss(self) -> None:
-        """End the processes; each finishes the piece that it has in hand."""
+    def close(self) -> None:
+        """End the processes, which have nothing in hand any more."""
         for process in self._all:
             assert process.stdin is not None
             process.stdin.close()

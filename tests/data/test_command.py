@@ -40,7 +40,7 @@ def test_the_histogram_counts_every_segment(make) -> None:
 
 def test_inspecting_finds_a_changed_shard(make, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make().folder
-    path = next(folder.glob("*.tokens.npy"))
+    path = next(folder.glob("*.tokens"))
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(content)

@@ -199,7 +199,7 @@ def test_sources_are_seen_as_often_as_they_weigh(tmp_path: Path, documents) -> N
     made = _build(tmp_path / "out", f"{tmp_path}/a.txt=2.5", f"{tmp_path}/b.txt=0.3")
     assert [entry.weight for entry in made.manifest.sources] == [2.5, 0.3]
     seen = np.zeros(2)
-    for segment in corpus.mapped(made.folder / "train.segments", corpus.SEGMENT):
+    for segment in shards.mapped(made.folder / "train.segments", corpus.SEGMENT):
         seen[made.manifest.shards[segment["shard"]].source] += segment["a_len"]
     shares = seen / [shard.tokens for shard in made.manifest.shards]
     assert 2.2 < shares[0] <= 2.6

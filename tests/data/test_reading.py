@@ -66,6 +66,13 @@ def test_undecodable_bytes_are_counted_and_the_rest_is_read(tmp_path: Path) -> N
     assert tally.undecodable == 4
 
 
+def test_half_a_surrogate_pair_is_counted_too(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(r'{"text": "whole \ud83d\ude00, half \ud83d, other half \ude00"}')
+    texts, tally = _read(tmp_path / "a.jsonl")
+    assert texts == ["whole \U0001f600, half \ufffd, other half \ufffd"]
+    assert tally.undecodable == 2
+
+
 def test_a_line_of_100_mb_is_read_in_parts_or_counted(tmp_path: Path) -> None:
     with (tmp_path / "a.txt").open("wb") as file:
         file.write(b"Before.\n\n")

@@ -108,7 +108,7 @@ def test_working_ahead_changes_no_batch(make) -> None:
 
 def test_an_error_in_the_thread_comes_out_where_the_step_is_asked_for(make) -> None:
     corpus = make()
-    path = next(corpus.folder.glob("*.tokens.npy"))
+    path = next(corpus.folder.glob("*.tokens"))
     path.write_bytes(path.read_bytes()[:200] + bytes(path.stat().st_size - 200))
     ahead = data.Ahead(data.Stream(corpus.train, batch_size=8, seed=2))
     with pytest.raises(errors.CorpusError, match="changed after it was prepared"):
