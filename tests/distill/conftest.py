@@ -1,8 +1,8 @@
 """A small world for real runs: a random 4-layer teacher with the real tokenizer, and a page of real text."""
 
 import shutil
-from pathlib import Path
 
+import launching
 import pytest
 import torch
 from transformers import BertConfig, BertModel
@@ -10,23 +10,6 @@ from transformers import BertConfig, BertModel
 from etd_ds import data
 from etd_ds.contract import flags, rundir, teachers
 from etd_ds.stages import extract
-
-SPEC = {
-    "layers": 2,
-    "hidden": 24,
-    "mode": "rand",
-    "seq_length": 32,
-    "batch_size": 8,
-    "micro_batch_size": 2,
-    "steps": 8,
-    "validation_sequences": 6,
-    "checkpoint_every": 3,
-    "validate_every": 4,
-    "log_every": 1,
-    "learning_rate": 1e-3,
-    "dropout": 0.1,
-}
-CONFIGS = Path(__file__).parents[2] / "ds_configs"
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +36,7 @@ def make_run(small_world, tmp_path_factory):
 
     def make(**changes):
         run = rundir.RunDir(tmp_path_factory.mktemp("run"))
-        given = {**SPEC, "teacher": str(teacher), "corpus": str(corpus), **changes}
+        given = {**launching.SPEC, "teacher": str(teacher), "corpus": str(corpus), **changes}
         rundir.publish_json(run.job, flags.parse(given))
         extract.extract(run, cache=cache)
         return run

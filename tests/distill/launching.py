@@ -9,6 +9,22 @@ import signal
 import socket
 from pathlib import Path
 
+SPEC = {
+    "layers": 2,
+    "hidden": 24,
+    "mode": "rand",
+    "seq_length": 32,
+    "batch_size": 8,
+    "micro_batch_size": 2,
+    "steps": 8,
+    "validation_sequences": 6,
+    "checkpoint_every": 3,
+    "validate_every": 4,
+    "log_every": 1,
+    "learning_rate": 1e-3,
+    "dropout": 0.1,
+}
+CONFIGS = Path(__file__).parents[2] / "ds_configs"
 PRELOAD = ["torch", "deepspeed", "etd_ds.stages.distill", "etd_ds.train"]
 
 

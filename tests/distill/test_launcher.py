@@ -8,7 +8,7 @@ import subprocess
 import launching
 import psutil
 import pytest
-from conftest import CONFIGS
+from launching import CONFIGS
 
 from etd_ds.contract import events, launch, rundir
 

@@ -9,7 +9,7 @@ import signal
 import launching
 import pytest
 import torch
-from conftest import CONFIGS
+from launching import CONFIGS
 from transformers import AutoModel
 
 from etd_ds.contract import events, launch, rundir
