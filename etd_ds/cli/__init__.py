@@ -18,6 +18,8 @@ COMMANDS: dict[str, str] = {
     "data": "prepare a corpus of any size, or look into a prepared one",
     "compare": "show a student beside its teacher: size, speed, likeness of embeddings",
     "evaluate": "fine-tune a student or teacher on GLUE, SQuAD or offline tasks, and score it",
+    "reproduce": "run a paper's rows at a scale that fits the machine",
+    "report": "write what a reproduction found, beside the paper's numbers",
 }
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from etd_ds.contract import errors, launch, spec, teachers
 
 if TYPE_CHECKING:
-    from etd_ds.evaluate.protocol import Summary
+    from etd_ds.evaluate.summaries import Summary
     from etd_ds.evaluate.tasks import Task
 
 

@@ -10,9 +10,8 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import mean, stdev
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from etd_ds import __version__
 from etd_ds.bert import checkpoint
@@ -23,57 +22,8 @@ from etd_ds.evaluate import finetune
 from etd_ds.evaluate.examples import Material
 from etd_ds.evaluate.finetune import Report, Setting
 from etd_ds.evaluate.floors import floors
-from etd_ds.evaluate.metrics import Scores
+from etd_ds.evaluate.summaries import Summary, Trial, spreads
 from etd_ds.evaluate.tasks import Offline, Task
-
-
-class Trial(BaseModel):
-    """One fine-tuning as it stands on disk."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    learning_rate: float
-    epochs: int
-    seed: int
-    scores: Scores
-    steps: int
-    first_loss: float
-    last_loss: float
-    seconds: float
-
-
-class Spread(BaseModel):
-    """One metric over the seeds, in per cent; the deviation is that of the sample, 0 for a single seed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    mean: float
-    deviation: float
-    values: tuple[float, ...]
-
-
-class Summary(BaseModel):
-    """The outcome of a task."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    task: str
-    model: str
-    model_sha256: str
-    examples_sha256: str
-    train_examples: int
-    scaled_down: tuple[str, ...]
-    """What differs from the paper's protocol; empty when nothing does."""
-    learning_rate: float
-    epochs: int
-    decided_on: str
-    reported: str
-    seeds: tuple[int, ...]
-    scores: dict[str, dict[str, Spread]]
-    """Evaluation -> metric, of the chosen setting."""
-    floors: dict[str, Scores] | None
-    trials: tuple[Trial, ...]
-    version: str
 
 
 def evaluate(
@@ -148,18 +98,6 @@ def evaluate(
     )
     rundir.publish_json(out / f"{task.name}.json", summary)
     return summary
-
-
-def spreads(scores: Sequence[Scores]) -> dict[str, dict[str, Spread]]:
-    """Mean and deviation of every metric over several fine-tunings."""
-    found: dict[str, dict[str, Spread]] = {}
-    for name, metrics in scores[0].items():
-        found[name] = {}
-        for metric in metrics:
-            values = tuple(one[name][metric] for one in scores)
-            deviation = stdev(values) if len(values) > 1 else 0.0
-            found[name][metric] = Spread(mean=mean(values), deviation=deviation, values=values)
-    return found
 
 
 def _grid(task: Task, seed: int) -> Iterator[Setting]:

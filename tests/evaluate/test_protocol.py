@@ -12,7 +12,7 @@ import torch
 
 from etd_ds.contract import launch
 from etd_ds.evaluate import encoding, reader, tasks
-from etd_ds.evaluate.protocol import Summary, spreads
+from etd_ds.evaluate.summaries import Summary, spreads
 
 SEEDS = ("0", "1")
 GRID = ("--learning-rates", "1e-7", "3e-3", "--epochs", "3", "--batch-size", "8")

@@ -1,0 +1,65 @@
+"""Loss curves of runs, and what is read off them: final losses, and how soon one run is as good as another."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from etd_ds import flops
+from etd_ds.contract import events, rundir
+from etd_ds.contract.spec import JobSpec
+
+
+class Point(NamedTuple):
+    step: int
+    loss: float
+
+
+class Curve(NamedTuple):
+    """Held-out loss of one run over its steps, from 0, ascending."""
+
+    points: tuple[Point, ...]
+    flops_per_step: float
+    """Floating point operations of a step with full sequences, teacher and student."""
+
+    @property
+    def final(self) -> float:
+        """The loss after the last step."""
+        return self.points[-1].loss
+
+
+def of_run(run: rundir.RunDir, *, mode: flops.Mode = "exact") -> Curve:
+    """The curve in a run's events. Of a step that was measured twice (a resumed run) the later measurement counts."""
+    measured = {event.step: event.loss for event in events.read(run.events) if isinstance(event, events.Validation)}
+    job, plan = run.read_job(), run.read_plan()
+    return Curve(tuple(Point(*item) for item in sorted(measured.items())), per_step(job, plan, mode=mode))
+
+
+def per_step(job: JobSpec, plan: rundir.Plan, *, mode: flops.Mode) -> float:
+    """FLOPs of one optimizer step, all sequences full."""
+    return flops.distillation(plan.teacher, plan.student, job.seq_length, job.batch_size, mode=mode)
+
+
+def share_to_reach(curve: Curve, target: float) -> float | None:
+    """Part of the run's own steps after which its loss is `target` or less, between measurements a straight line.
+
+    None if that never happens; 0 if it is so from the start.
+    """
+    last = curve.points[-1].step
+    before: Point | None = None
+    for point in curve.points:
+        if point.loss <= target:
+            if before is None:
+                return point.step / last if last else 0.0
+            between = (before.loss - target) / (before.loss - point.loss)
+            return (before.step + between * (point.step - before.step)) / last
+        before = point
+    return None
+
+
+def cost_to_reach(curve: Curve, other: Curve) -> float | None:
+    """FLOPs until `curve` is as good as `other` at its end, as a share of the cost of all of `other`'s steps."""
+    share = share_to_reach(curve, other.final)
+    if share is None:
+        return None
+    whole = other.points[-1].step * other.flops_per_step
+    return share * curve.points[-1].step * curve.flops_per_step / whole

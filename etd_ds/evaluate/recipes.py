@@ -1,0 +1,201 @@
+"""Recipes: a paper's rows as partial job specs at several scales, with its numbers beside them, read and checked."""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from typing_extensions import Self
+
+from etd_ds.contract import errors, flags, spec
+from etd_ds.evaluate import tasks
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Table1(_Strict):
+    """One line of the paper's Table 1; scores in per cent."""
+
+    parameters: float
+    flops: float | None = None
+    sst2: float
+    mnli: float
+    mrpc: float
+    cola: float
+    qnli: float
+    qqp: float
+    stsb: float
+    squad_f1: float
+    squad_em: float
+    average: float
+
+
+class Table2(_Strict):
+    """One line of the paper's Table 2; `score` is the mean over GLUE."""
+
+    loss: float
+    score: float
+    squad_f1: float
+    squad_em: float
+    average: float
+
+
+class Paper(_Strict):
+    table1: Table1 | None = None
+    table2: Table2 | None = None
+
+
+class Trained(_Strict):
+    """Where `row` first is as good as `reaches` at its end, as a share of its cost; the paper's is `percent`."""
+
+    row: str
+    reaches: str
+    percent: float
+
+
+class Row(_Strict):
+    """A run (it has a `spec`), a point of another run's curve (`trained`), or numbers only."""
+
+    name: str
+    note: str = ""
+    student: str | None = None
+    spec: dict[str, Any] | None = None
+    trained: Trained | None = None
+    paper: Paper = Paper()
+
+    @property
+    def slug(self) -> str:
+        """The name as part of a file name."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.spec is None) != (self.student is None):
+            raise ValueError(f"{self.name}: wanted student and spec together, or neither")
+        if self.spec is not None and self.trained is not None:
+            raise ValueError(f"{self.name}: wanted spec or trained, not both")
+        return self
+
+
+class Downstream(_Strict):
+    """Changes of the paper's fine-tuning protocol, as flags of `etd-ds evaluate`."""
+
+    learning_rates: tuple[float, ...] = ()
+    epochs: tuple[int, ...] = ()
+    train_limit: int | None = None
+    eval_limit: int | None = None
+
+    def argv(self) -> list[str]:
+        """The flags."""
+        found: list[str] = []
+        for name, value in self:
+            if value:
+                values = value if isinstance(value, tuple) else (value,)
+                found += [f"--{name.replace('_', '-')}", *map(str, values)]
+        return found
+
+
+class Scale(_Strict):
+    spec: dict[str, Any]
+    students: dict[str, dict[str, Any]]
+    seeds: tuple[int, ...]
+    tasks: tuple[str, ...]
+    evaluate: Downstream
+    scaled_down: tuple[str, ...]
+
+
+class Figure(_Strict):
+    name: str
+    rows: tuple[str, ...]
+
+
+class Ordering(_Strict):
+    better: str
+    worse: str
+
+
+class Recipes(_Strict):
+    """A whole file."""
+
+    title: str
+    base: dict[str, Any]
+    scales: dict[str, Scale]
+    rows: tuple[Row, ...]
+    figures: tuple[Figure, ...] = ()
+    orderings: tuple[Ordering, ...] = ()
+
+    def row(self, name: str) -> Row:
+        """The row of that name. Raises `EtdError` listing those that there are."""
+        for row in self.rows:
+            if row.name == name:
+                return row
+        known = ", ".join(row.name for row in self.rows)
+        raise errors.EtdError(f"rows: wanted some of {known}; got {name!r}", field="rows", got=name)
+
+    def runnable(self) -> list[Row]:
+        """The rows that are runs of their own."""
+        return [row for row in self.rows if row.spec is not None]
+
+    def job(self, row: Row, scale: str, seed: int) -> spec.JobSpec:
+        """The checked spec of a row. Raises `EtdError` naming the field."""
+        assert row.spec is not None
+        assert row.student is not None
+        at = self.scales[scale]
+        return flags.parse({**self.base, **at.spec, **at.students[row.student], **row.spec, "seed": seed})
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        names = [row.name for row in self.rows]
+        if len(set(names)) != len(names):
+            raise ValueError("rows: two have the same name")
+        runs = {row.name for row in self.runnable()}
+        if lacking := set(self._mentioned()) - runs:
+            raise ValueError(f"named, but no row that runs: {', '.join(sorted(lacking))}")
+        for scale, at in self.scales.items():
+            tasks.named(list(at.tasks))
+            for row in self.runnable():
+                if row.student not in at.students:
+                    raise ValueError(f"{row.name}: scale {scale} has no student {row.student!r}")
+                self.job(row, scale, at.seeds[0])
+        return self
+
+    def _mentioned(self) -> Iterator[str]:
+        for row in self.rows:
+            if row.trained is not None:
+                yield from (row.trained.row, row.trained.reaches)
+        for figure in self.figures:
+            yield from figure.rows
+        for ordering in self.orderings:
+            yield from (ordering.better, ordering.worse)
+
+
+def read(path: Path | None = None) -> Recipes:
+    """Recipes from a YAML file; without one, the paper's. Raises `EtdError` that says what is wrong where."""
+    named = "paper.yaml" if path is None else path.name
+    try:
+        if path is None:
+            text = (
+                importlib.resources.files("etd_ds")
+                .joinpath("recipes")
+                .joinpath("paper.yaml")
+                .read_text(encoding="utf-8")
+            )
+        else:
+            text = path.read_text(encoding="utf-8")
+        return Recipes.model_validate(yaml.safe_load(text))
+    except OSError as error:
+        raise errors.EtdError(f"recipes: cannot read {named}: {error.strerror}", field="recipes") from None
+    except yaml.YAMLError as error:
+        raise errors.EtdError(f"recipes: {named} is not YAML: {error}", field="recipes") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
+        raise errors.EtdError(f"recipes: {named}: {where + ': ' if where else ''}{reason}", field="recipes") from None

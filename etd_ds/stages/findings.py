@@ -1,0 +1,123 @@
+"""What a reproduction's folders hold, as numbers: losses, costs and scores by row and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+from etd_ds.contract import events, rundir
+from etd_ds.evaluate import curves, tasks
+from etd_ds.evaluate.curves import Curve
+from etd_ds.evaluate.summaries import Summary
+from etd_ds.stages.reproduction import TEACHER, Member, Reproduction, members
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One run that has succeeded."""
+
+    member: Member
+    plan: rundir.Plan
+    objective: str
+    curve: Curve
+    paper_flops: float
+    """Of the whole run, counted as the paper does."""
+    scores: dict[str, Summary]
+    """Downstream, by task."""
+    device: str
+
+    @property
+    def flops(self) -> float:
+        """Of the whole run, counted exactly."""
+        return self.curve.points[-1].step * self.curve.flops_per_step
+
+
+@dataclass(frozen=True)
+class Findings:
+    asked: Reproduction
+    runs: dict[str, dict[int, Finished]]
+    """Row name -> seed -> run, those that are finished."""
+    teacher: dict[str, Summary]
+    missing: tuple[str, ...]
+
+    def losses(self, row: str) -> tuple[float, ...]:
+        """Final held-out losses."""
+        return tuple(run.curve.final for run in self.runs.get(row, {}).values())
+
+    def scores(self, row: str, task: str) -> tuple[float, ...]:
+        """Headline scores in per cent."""
+        return tuple(run.scores[task].headline for run in self.runs.get(row, {}).values() if task in run.scores)
+
+    def shares(self, row: str, reaches: str) -> list[float | None]:
+        """By seed that both have: the cost at which `row` is as good as `reaches` at its end, as a share of that's."""
+        both = self.runs.get(row, {}).keys() & self.runs.get(reaches, {}).keys()
+        return [
+            curves.cost_to_reach(self.runs[row][seed].curve, self.runs[reaches][seed].curve) for seed in sorted(both)
+        ]
+
+    def differences(self, better: str, worse: str, task: str | None = None) -> list[float]:
+        """By seed that both have: by how much `better` is better, in loss or in a task's headline score."""
+        found = []
+        both = self.runs.get(better, {}).keys() & self.runs.get(worse, {}).keys()
+        for seed in sorted(both):
+            a, b = self.runs[better][seed], self.runs[worse][seed]
+            if task is None:
+                found.append(b.curve.final - a.curve.final)
+            elif task in a.scores and task in b.scores:
+                found.append(a.scores[task].headline - b.scores[task].headline)
+        return found
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks that any student was scored on, in the table's order."""
+        scored = {task for row in self.runs.values() for run in row.values() for task in run.scores}
+        return tuple(name for name in tasks.TASKS if name in scored)
+
+
+def collect(out: Path, asked: Reproduction) -> Findings:
+    """Read every run and score of a reproduction. Unfinished runs are named in `missing`."""
+    runs: dict[str, dict[int, Finished]] = {}
+    missing = []
+    for member in members(out, asked):
+        found = _finished(member)
+        if found is None:
+            missing.append(f"{member.row.name}, seed {member.seed}")
+        else:
+            runs.setdefault(member.row.name, {})[member.seed] = found
+    return Findings(asked, runs, _summaries(out / "scores" / TEACHER), tuple(missing))
+
+
+def _finished(member: Member) -> Finished | None:
+    if not member.run.result.exists():
+        return None
+    job, plan = member.run.read_job(), member.run.read_plan()
+    curve = curves.of_run(member.run)
+    if not curve.points:
+        return None
+    attempts = [event for event in events.read(member.run.events) if isinstance(event, events.Attempt)]
+    return Finished(
+        member,
+        plan,
+        job.objective,
+        curve,
+        curve.points[-1].step * curves.per_step(job, plan, mode="electra_compat"),
+        _summaries(member.scores),
+        attempts[-1].device if attempts else "",
+    )
+
+
+def _summaries(folder: Path) -> dict[str, Summary]:
+    return {path.stem: Summary.model_validate_json(path.read_bytes()) for path in sorted(_files(folder))}
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.glob("*.json") if path.stem in tasks.TASKS)
+
+
+def average(curves_: Sequence[Curve]) -> list[tuple[int, float]]:
+    """Mean loss over several runs, at the steps that all have measured."""
+    shared = set.intersection(*({point.step for point in curve.points} for curve in curves_))
+    by_run = [{point.step: point.loss for point in curve.points} for curve in curves_]
+    return [(step, mean(one[step] for one in by_run)) for step in sorted(shared)]

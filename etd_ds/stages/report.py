@@ -1,0 +1,234 @@
+"""The report of a reproduction: our tables beside the paper's, curves, shares of compute, orderings, and gaps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+from etd_ds import __version__
+from etd_ds.contract import rundir
+from etd_ds.evaluate.curves import Curve
+from etd_ds.evaluate.recipes import Table1
+from etd_ds.stages import document, findings, plots, reproduction
+from etd_ds.stages.document import Bullets, Picture, Section, Table
+from etd_ds.stages.findings import Findings
+
+_PAPER = {
+    "parameters": "params",
+    "flops": "FLOPs",
+    "sst2": "SST-2",
+    "mnli": "MNLI",
+    "mrpc": "MRPC",
+    "cola": "CoLA",
+    "qnli": "QNLI",
+    "qqp": "QQP",
+    "stsb": "STS-B",
+    "squad_f1": "SQuAD F1",
+    "squad_em": "EM",
+    "average": "Avg.",
+}
+
+
+def write(out: Path, into: Path) -> list[Path]:
+    """Write `report.md` and `report.html`, with pictures where matplotlib is, into a folder. Returns the files."""
+    asked = reproduction.read(out)
+    found = findings.collect(out, asked)
+    into.mkdir(parents=True, exist_ok=True)
+    pictures = _draw(found, into)
+    title = f"{asked.recipes.title}: reproduction at scale '{asked.scale}'"
+    sections = list(_sections(found, pictures))
+    rundir.publish_bytes(into / "report.md", document.markdown(title, sections).encode())
+    rundir.publish_bytes(into / "report.html", document.html(title, sections).encode())
+    return [into / "report.md", into / "report.html", *(into / picture.file for picture in pictures)]
+
+
+def _sections(found: Findings, pictures: Sequence[Picture]) -> Iterator[Section]:
+    yield Section("What this is", list(_what(found)))
+    yield Section("Table 1: ours beside the paper's", [_table1_ours(found), _table1_paper(found)])
+    yield Section("Table 2: ablations", [_table2(found)])
+    yield Section(
+        "Share of compute",
+        [
+            "The first point at which a run's held-out loss is as low as the other run's is at its end, as a share of "
+            "that other run's FLOPs (0 when it is so from the start); between two measurements the loss is taken to "
+            "fall on a straight line. The paper's share is of downstream scores, ours of the loss.",
+            _trained(found),
+        ],
+    )
+    yield Section(
+        "Orderings of the paper",
+        [
+            "By how much the row that the paper finds better is better here: in held-out loss, and in each task's "
+            "points; mean and sample deviation of the differences seed by seed, and in how many seeds it is better.",
+            _orderings(found),
+        ],
+    )
+    for figure in found.asked.recipes.figures:
+        shown = [picture for picture in pictures if picture.shows.startswith(figure.name)]
+        yield Section(figure.name, [*shown, _curve_table(found, figure.rows)])
+
+
+def _what(found: Findings) -> Iterator[str | Bullets]:
+    asked = found.asked
+    at = asked.recipes.scales[asked.scale]
+    runs = [run for row in found.runs.values() for run in row.values()]
+    devices = sorted({run.device for run in runs})
+    seeds = ", ".join(map(str, asked.seeds))
+    yield (
+        f"{len(runs)} runs of {len(found.runs)} rows, seeds {seeds}, on {', '.join(devices) or 'nothing yet'}, with "
+        f"etd-ds {__version__}. Numbers over seeds are mean ± sample deviation."
+    )
+    if at.scaled_down:
+        yield "What differs from the paper:"
+        yield Bullets(at.scaled_down)
+    notes = [f"{row.name}: {row.note}" for row in asked.recipes.rows if row.note]
+    if notes:
+        yield Bullets(notes)
+    if found.missing:
+        yield "Not finished, and therefore not in the tables:"
+        yield Bullets(found.missing)
+
+
+def _table1_ours(found: Findings) -> Table:
+    tasks = found.tasks
+    headings = ["ours", "seeds", "student", "params", "FLOPs", "FLOPs as the paper counts", "held-out loss", *tasks]
+    rows = []
+    if found.teacher:
+        scores = [f"{found.teacher[task].headline:.1f}" if task in found.teacher else "–" for task in tasks]
+        rows.append(["teacher", *["–"] * 6, *scores])
+    for row in found.asked.recipes.runnable():
+        runs = list(found.runs.get(row.name, {}).values())
+        if not runs:
+            continue
+        plan, first = runs[0].plan, runs[0]
+        cost = [f"{first.flops:.2e}", f"{first.paper_flops:.2e}"]
+        shape = f"{plan.student.layers}L-{plan.student.hidden}"
+        loss = _shown(found.losses(row.name)) + ("" if first.objective == "last_layer" else f" ({first.objective})")
+        scores = [_shown(found.scores(row.name, task), ".1f") for task in tasks]
+        rows.append([row.name, str(len(runs)), shape, f"{plan.student_parameters / 1e6:.1f} M", *cost, loss, *scores])
+    for name, floor in _floors(found):
+        rows.append([name, *["–"] * 6, *(floor.get(task, "–") for task in tasks)])
+    return Table(headings, rows)
+
+
+def _floors(found: Findings) -> Iterator[tuple[str, dict[str, str]]]:
+    """What the tasks yield without a reader, from any summary that says it."""
+    by_task = {task: one for row in found.runs.values() for run in row.values() for task, one in run.scores.items()}
+    for kind, name in (("majority", "floor: commonest answer"), ("bag_of_words", "floor: bag of words")):
+        values = {
+            task: f"{one.floors[kind][one.reported][next(iter(one.scores[one.reported]))]:.1f}"
+            for task, one in by_task.items()
+            if one.floors
+        }
+        if values:
+            yield name, values
+
+
+def _table1_paper(found: Findings) -> Table:
+    rows = []
+    for row in found.asked.recipes.rows:
+        if (line := row.paper.table1) is not None:
+            rows.append([row.name, *(_paper_cell(line, name) for name in _PAPER)])
+    return Table(["the paper's", *_PAPER.values()], rows)
+
+
+def _paper_cell(line: Table1, name: str) -> str:
+    value = getattr(line, name)
+    if value is None:
+        return "–"
+    if name == "parameters":
+        return f"{value / 1e6:.0f} M"
+    return f"{value:.2e}" if name == "flops" else f"{value:.2f}" if name == "average" else f"{value:.1f}"
+
+
+def _table2(found: Findings) -> Table:
+    headings = ["", "held-out loss", *found.tasks, "paper: loss", "paper: GLUE", "paper: SQuAD F1/EM", "paper: Avg."]
+    rows = []
+    for row in found.asked.recipes.rows:
+        if (line := row.paper.table2) is not None:
+            ours = [
+                _shown(found.losses(row.name)),
+                *(_shown(found.scores(row.name, task), ".1f") for task in found.tasks),
+            ]
+            squad = f"{line.squad_f1:.1f}/{line.squad_em:.1f}"
+            rows.append([row.name, *ours, f"{line.loss:.3f}", f"{line.score:.2f}", squad, f"{line.average:.2f}"])
+    return Table(headings, rows)
+
+
+def _trained(found: Findings) -> Table:
+    rows = []
+    for row in found.asked.recipes.rows:
+        if (point := row.trained) is not None:
+            shares = found.shares(point.row, point.reaches)
+            reached = tuple(100 * share for share in shares if share is not None)
+            seeds = f"{len(reached)} of {len(shares)} seeds" if shares else "–"
+            ours = _shown(reached, ".1f") + (" %" if reached else "")
+            rows.append([f"{point.row} as good as {point.reaches}", ours, seeds, f"{point.percent:.0f} %"])
+    return Table(["", "ours", "reached in", "the paper's"], rows)
+
+
+def _orderings(found: Findings) -> Table:
+    rows = []
+    for one in found.asked.recipes.orderings:
+        cells = [_difference(found.differences(one.better, one.worse), "+.4f")]
+        cells += [_difference(found.differences(one.better, one.worse, task), "+.1f") for task in found.tasks]
+        rows.append([f"{one.better} better than {one.worse}", *cells])
+    return Table(["the paper says", "loss lower by", *(f"{task} higher by" for task in found.tasks)], rows)
+
+
+def _shown(values: Sequence[float], form: str = ".4f") -> str:
+    """`mean ± deviation` of the sample, the number alone where there is one, a dash where there is none."""
+    if not values:
+        return "–"
+    spread = f" ± {stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{mean(values):{form}}{spread}"
+
+
+def _difference(values: Sequence[float], form: str) -> str:
+    if not values:
+        return "–"
+    holds = sum(value > 0 for value in values)
+    deviation = _shown(values, form.removeprefix("+")).partition(" ± ")[2]
+    spread = f"{mean(values):{form}}" + (f" ± {deviation}" if deviation else "")
+    return f"{spread} ({holds} of {len(values)})"
+
+
+# ---------------------------------------------------------------- curves
+
+
+def _rows_with_curves(found: Findings, names: Sequence[str]) -> dict[str, list[Curve]]:
+    return {name: [run.curve for run in found.runs[name].values()] for name in names if name in found.runs}
+
+
+def _curve_table(found: Findings, names: Sequence[str], points: int = 11) -> Table:
+    """Mean losses at evenly chosen measured steps."""
+    lines = {name: findings.average(several) for name, several in _rows_with_curves(found, names).items()}
+    steps = sorted({step for line in lines.values() for step, _ in line})
+    chosen = sorted({steps[round(i * (len(steps) - 1) / (points - 1))] for i in range(points)}) if steps else []
+    by_step = {name: dict(line) for name, line in lines.items()}
+    rows = [[str(step), *(f"{by[step]:.4f}" if step in by else "–" for by in by_step.values())] for step in chosen]
+    return Table(["step", *by_step], rows)
+
+
+def _draw(found: Findings, into: Path) -> list[Picture]:
+    if not plots.available():
+        return []
+    pictures = []
+    for number, figure in enumerate(found.asked.recipes.figures, 1):
+        drawn = _rows_with_curves(found, figure.rows)
+        if not drawn:
+            continue
+        scaled: list[tuple[str, str, Callable[[Curve], float]]] = [
+            ("steps", "optimizer steps", lambda curve: 1.0),
+            ("flops", "FLOPs, teacher and student", lambda curve: curve.flops_per_step),
+        ]
+        for kind, across, unit in scaled:
+            file = f"figure{number}-{kind}.svg"
+            lines = {
+                name: [(step * unit(several[0]), loss) for step, loss in findings.average(several)]
+                for name, several in drawn.items()
+            }
+            plots.draw(into / file, lines, across=across)
+            pictures.append(Picture(file, f"{figure.name} over {across}"))
+    return pictures

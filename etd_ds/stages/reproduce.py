@@ -1,0 +1,188 @@
+"""The work of a reproduction: extract, distill and score whatever is missing, several commands at a time."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+
+from etd_ds.contract import errors, launch
+from etd_ds.evaluate.recipes import Scale
+from etd_ds.stages import progress
+from etd_ds.stages.distill import OWN
+from etd_ds.stages.extract import check, extract
+from etd_ds.stages.reproduction import TEACHER, Member, Reproduction, keep, lay, members
+
+_NICE_END = 60.0  # seconds that a trainer has for its last checkpoint
+
+
+Work = Callable[[int], str | None]
+"""What to do in a slot of that number; returns what failed, as text."""
+
+
+@dataclass
+class Workshop:
+    """Where and how: `slots` commands at a time, up to `together` students to one trainer and its teacher."""
+
+    out: Path
+    cache: Path
+    slots: int = 1
+    together: int = 4
+    tell: Callable[[str], None] = print
+    report: progress.Report | None = None
+    _children: set[subprocess.Popen[bytes]] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _ended: bool = False
+    _free: queue.SimpleQueue[int] = field(default_factory=queue.SimpleQueue)
+
+    def __post_init__(self) -> None:
+        for slot in range(self.slots):
+            self._free.put(slot)
+
+    def reproduce(self, asked: Reproduction, *, downstream: bool = True) -> None:
+        """All that is missing. Raises `TrainingError` at the end, naming what failed; the rest is done by then."""
+        keep(self.out, asked)
+        cast = members(self.out, asked)
+        jobs = [asked.recipes.job(member.row, asked.scale, member.seed) for member in cast]
+        for job in jobs:
+            check(job, self.cache)
+        for member, job in zip(cast, jobs, strict=True):
+            lay(member.run, job)
+        for number, member in enumerate(cast, 1):
+            if not member.run.plan.exists():
+                self.tell(f"extract {number}/{len(cast)}: {_name([member])}")
+                extract(member.run, cache=self.cache, report=self.report)
+        failed = self._all([(f"distill {_name(group)}", partial(self._train, group)) for group in self._groups(cast)])
+        if downstream and asked.recipes.scales[asked.scale].tasks:
+            failed += self._all(list(self._scoring(asked, cast)))
+        if failed:
+            raise errors.TrainingError(
+                f"{len(failed)} of the commands failed: {'; '.join(failed)}. Mend the cause and start the same command "
+                "again; what is done stays done"
+            )
+
+    # ---------------------------------------------------------------- training
+
+    def _groups(self, cast: Sequence[Member]) -> list[list[Member]]:
+        """Unfinished runs that may share a teacher and every batch: those that differ in nothing else."""
+        alike: dict[str, list[Member]] = {}
+        for member in cast:
+            if member.run.read_result() is None:
+                key = member.run.read_job().model_dump_json(exclude=OWN - {"gpus", "nodes", "deepspeed"})
+                alike.setdefault(key, []).append(member)
+        return [
+            same[first : first + self.together]
+            for same in alike.values()
+            for first in range(0, len(same), self.together)
+        ]
+
+    def _train(self, group: Sequence[Member], slot: int) -> str | None:
+        first, *others = (member.run for member in group)
+        job = first.read_job()
+        devices = range(slot * job.gpus, (slot + 1) * job.gpus) if _gpus() and self.slots > 1 else None
+        argv = launch.train_argv(first, job, cache=self.cache, devices=devices)
+        at = argv.index(str(first.root)) + 1
+        argv[at:at] = [str(run.root) for run in others]
+        code = self._run(argv, first.log, ranks=job.gpus)
+        if code == launch.EXIT_DONE and all(member.run.read_result() for member in group):
+            return None
+        return f"distilling {_name(group)} (exit code {code}, {first.log})"
+
+    # ---------------------------------------------------------------- scoring
+
+    def _scoring(self, asked: Reproduction, cast: Sequence[Member]) -> Iterator[tuple[str, Work]]:
+        at = asked.recipes.scales[asked.scale]
+        for member in cast:
+            if member.run.read_result() is not None:
+                name = f"score {_name([member])}"
+                yield name, partial(self._score, str(member.run.student), member.scores, at, member.seed)
+        teacher = cast[0].run.read_job().teacher
+        yield "score the teacher", partial(self._score, teacher, self.out / "scores" / TEACHER, at, asked.seeds[0])
+
+    def _score(self, model: str, out: Path, at: Scale, seed: int, slot: int) -> str | None:
+        out.mkdir(parents=True, exist_ok=True)
+        argv = [sys.executable, "-m", "etd_ds.cli", "evaluate", "--model", model, "--out", str(out)]
+        argv += ["--cache", str(self.cache), "--seeds", str(seed), "--quiet", *at.evaluate.argv(), "--task", *at.tasks]
+        one = {"CUDA_VISIBLE_DEVICES": str(slot)} if _gpus() and self.slots > 1 else {}
+        code = self._run(argv, out / "log.txt", ranks=1, more=one)
+        return None if code == 0 else f"scoring {model} (exit code {code}, {out / 'log.txt'})"
+
+    # ---------------------------------------------------------------- commands
+
+    def _all(self, work: Sequence[tuple[str, Work]]) -> list[str]:
+        """Do everything, `slots` at a time; what failed, as text. Ended from outside, the children end first."""
+        failed: list[str] = []
+        with ThreadPoolExecutor(self.slots) as pool:
+            waiting: dict[Future[str | None], str] = {}
+            try:
+                for name, do in work:
+                    waiting[pool.submit(self._in_a_slot, name, do)] = name
+                for done in as_completed(waiting):
+                    if (failure := done.result()) is not None:
+                        self.tell(f"FAILED: {failure}")
+                        failed.append(failure)
+            except BaseException:
+                self._end(waiting)
+                raise
+        return failed
+
+    def _in_a_slot(self, name: str, do: Work) -> str | None:
+        slot = self._free.get()
+        try:
+            self.tell(name)
+            return do(slot)
+        finally:
+            self._free.put(slot)
+
+    def _run(self, argv: list[str], log: Path, *, ranks: int, more: Mapping[str, str] = MappingProxyType({})) -> int:
+        threads = max(1, len(os.sched_getaffinity(0)) // (self.slots * ranks))
+        env = {**os.environ, **launch.train_env(cpu=not _gpus(), threads_per_rank=threads), **more}
+        with log.open("ab") as out:
+            with self._lock:
+                if self._ended:
+                    return -signal.SIGTERM
+                # a session of its own, so that a launcher and its ranks can be told to end together
+                child = subprocess.Popen(
+                    argv, stdout=out, stderr=out, env=env, cwd=launch.REPOSITORY, start_new_session=True
+                )
+                self._children.add(child)
+            try:
+                return child.wait()
+            finally:
+                with self._lock:
+                    self._children.discard(child)
+
+    def _end(self, waiting: dict[Future[str | None], str]) -> None:
+        for future in waiting:
+            future.cancel()
+        with self._lock:
+            self._ended = True
+            children = list(self._children)
+        for sent in (signal.SIGTERM, signal.SIGKILL):
+            for child in children:
+                if child.poll() is None:
+                    os.killpg(child.pid, sent)
+            for child in children:
+                try:
+                    child.wait(_NICE_END)
+                except subprocess.TimeoutExpired:
+                    continue
+
+
+def _name(group: Sequence[Member]) -> str:
+    return f"{', '.join(member.row.name for member in group)}, seed {group[0].seed}"
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()

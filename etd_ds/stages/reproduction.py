@@ -1,0 +1,84 @@
+"""Recipes as folders: each row and seed an ordinary run folder, and the scores of its student beside it.
+
+OUT/reproduction.json            what was asked: recipes, scale, seeds, rows
+OUT/runs/<row>-seed<n>/          the run folder
+OUT/scores/<row>-seed<n>/        `etd-ds evaluate` of its student; `OUT/scores/teacher/` of its teacher
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from etd_ds.contract import errors, rundir, spec
+from etd_ds.evaluate.recipes import Recipes, Row
+
+TEACHER = "teacher"
+
+
+class Reproduction(BaseModel):
+    """What a folder reproduces: all that a report needs beside the runs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipes: Recipes
+    scale: str
+    seeds: tuple[int, ...]
+    rows: tuple[str, ...]
+
+
+class Member(NamedTuple):
+    """One row with one seed."""
+
+    row: Row
+    seed: int
+    run: rundir.RunDir
+    scores: Path
+
+
+def members(out: Path, asked: Reproduction) -> list[Member]:
+    """Every row and seed of a reproduction, seed by seed."""
+    rows = [row for row in asked.recipes.runnable() if row.name in asked.rows]
+    return [
+        Member(row, seed, rundir.RunDir(out / "runs" / name), out / "scores" / name)
+        for seed in asked.seeds
+        for row in rows
+        for name in [f"{row.slug}-seed{seed}"]
+    ]
+
+
+def keep(out: Path, asked: Reproduction) -> None:
+    """Write down what is asked. More rows or seeds of the same recipes may be added later; nothing else may change."""
+    path = out / "reproduction.json"
+    if path.exists():
+        known = read(out)
+        if (known.recipes, known.scale) != (asked.recipes, asked.scale):
+            raise errors.RunFolderError(f"{out}: reproduces other recipes or another scale; give another --out")
+        order = [row.name for row in asked.recipes.rows]
+        rows = sorted({*known.rows, *asked.rows}, key=order.index)
+        seeds = sorted({*known.seeds, *asked.seeds})
+        asked = asked.model_copy(update={"rows": tuple(rows), "seeds": tuple(seeds)})
+    rundir.publish_json(path, asked)
+
+
+def read(out: Path) -> Reproduction:
+    """What a folder reproduces. Raises `RunFolderError`."""
+    path = out / "reproduction.json"
+    try:
+        return Reproduction.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise errors.RunFolderError(f"{out}: no reproduction.json; was `etd-ds reproduce --out {out}` run?") from None
+    except ValidationError as error:
+        raise errors.RunFolderError(f"{path}: not a reproduction of ours: {error}") from None
+
+
+def lay(run: rundir.RunDir, job: spec.JobSpec) -> None:
+    """Write a run's spec. Raises `RunFolderError` if the folder holds another."""
+    if run.job.exists():
+        if run.read_job() != job:
+            raise errors.RunFolderError(f"{run.root}: holds a run with other settings; give another --out")
+        return
+    run.root.mkdir(parents=True, exist_ok=True)
+    rundir.publish_json(run.job, job)

@@ -1,0 +1,130 @@
+"""A reproduction end to end at the smallest scale: real extraction, real trainers, real scores, and the report."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from etd_ds.contract import errors, events, launch, rundir
+from etd_ds.evaluate import recipes
+from etd_ds.stages import findings, plots, report, reproduction
+
+OWN = """
+title: Own
+base: {teacher: embedded, corpus: embedded, seq_length: 32, batch_size: 8, steps: 4, validation_sequences: 8,
+       validate_every: 2, checkpoint_every: 4, keep_checkpoints: 1, log_every: 1}
+scales:
+  tiny:
+    spec: {}
+    students: {s: {layers: 2, hidden: 96}}
+    seeds: [0]
+    tasks: [wiki_pair]
+    evaluate: {learning_rates: [1.0e-4], epochs: [1], train_limit: 16, eval_limit: 8}
+    scaled_down: [everything]
+rows:
+  - {name: Random, student: s, spec: {mode: none}}
+  - name: Drawn
+    student: s
+    spec: {mode: rand}
+    paper: {table2: {loss: 1.2, score: 80, squad_f1: 80, squad_em: 70, average: 80}}
+  - {name: "Drawn, early", trained: {row: Drawn, reaches: Random, percent: 50}}
+figures: [{name: Losses, rows: [Random, Drawn]}]
+orderings: [{better: Drawn, worse: Random}]
+"""
+
+
+def command(recipes_file: Path, out: Path, cache: Path, *more: str) -> list[str]:
+    argv = [sys.executable, "-m", "etd_ds.cli", "reproduce", "--recipes", str(recipes_file), "--scale", "tiny"]
+    return [*argv, "--out", str(out), "--cache", str(cache), "--quiet", *more]
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """Both rows distilled by one trainer; then one of them alone scored by the same command again."""
+    root = tmp_path_factory.mktemp("reproduction")
+    file, out, cache = root / "own.yaml", root / "out", root / "cache"
+    file.write_text(OWN)
+    for more in (["--no-downstream"], ["--rows", "Drawn"]):
+        done = subprocess.run(
+            command(file, out, cache, *more), capture_output=True, text=True, timeout=300, cwd=launch.REPOSITORY
+        )
+        assert done.returncode == 0, done.stderr
+    return file, out, cache
+
+
+@pytest.mark.slow
+def test_runs_are_ordinary_run_folders_that_shared_one_trainer(reproduced: tuple[Path, Path, Path]) -> None:
+    _, out, _ = reproduced
+    for name, mode in (("random-seed0", "none"), ("drawn-seed0", "rand")):
+        run = rundir.RunDir(out / "runs" / name)
+        assert run.read_job().mode == mode
+        result = run.read_result()
+        assert result is not None
+        assert result.steps == 4
+    # the second command found both runs finished and started no trainer
+    attempts = [e for e in events.read(out / "runs" / "drawn-seed0" / "events.jsonl") if isinstance(e, events.Attempt)]
+    assert len(attempts) == 1
+    assert not (out / "runs" / "drawn-seed0" / "log.txt").exists()  # the first one's log is the trainer's
+
+
+@pytest.mark.slow
+def test_the_report_says_what_the_folders_say(reproduced: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    _, out, _ = reproduced
+    found = findings.collect(out, reproduction.read(out))
+    assert set(found.runs) == {"Random", "Drawn"}
+    assert found.tasks == ("wiki_pair",)
+    assert found.missing == ()
+    losses = {}
+    for row in ("Random", "Drawn"):
+        result = rundir.RunDir(out / "runs" / f"{row.lower()}-seed0").read_result()
+        assert result is not None
+        assert result.validation_after is not None
+        losses[row] = result.validation_after["loss"]
+        assert found.losses(row) == (pytest.approx(losses[row]),)
+    assert found.differences("Drawn", "Random") == [pytest.approx(losses["Random"] - losses["Drawn"])]
+    files = report.write(out, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    for wanted in (f"{losses['Drawn']:.4f}", "wiki\\_pair", "floor: bag of words", "| 50 % |", "everything"):
+        assert wanted in text
+    assert len(files) == (4 if plots.available() else 2)
+    again = [path.read_bytes() for path in files]
+    assert [path.read_bytes() for path in report.write(out, tmp_path)] == again
+
+
+@pytest.mark.slow
+def test_other_recipes_do_not_mix_with_these(reproduced: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    file, out, _ = reproduced
+    known = reproduction.read(out)
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(file.read_text().replace("steps: 4", "steps: 5"))
+    with pytest.raises(errors.RunFolderError, match="other recipes"):
+        reproduction.keep(out, known.model_copy(update={"recipes": recipes.read(changed)}))
+    reproduction.keep(out, known.model_copy(update={"seeds": (3,), "rows": ("Random",)}))
+    assert reproduction.read(out).seeds == (0, 3)
+    assert reproduction.read(out).rows == ("Random", "Drawn")
+
+
+@pytest.mark.slow
+def test_ended_from_outside_it_leaves_no_trainer_behind(reproduced: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    file, _, cache = reproduced
+    long = tmp_path / "long.yaml"
+    long.write_text(file.read_text().replace("steps: 4", "steps: 100000"))
+    out = tmp_path / "out"
+    child = subprocess.Popen(command(long, out, cache, "--rows", "Random"), cwd=launch.REPOSITORY)
+    run = rundir.RunDir(out / "runs" / "random-seed0")
+    deadline = time.monotonic() + 200
+    while not any(isinstance(event, events.Step) for event in events.read(run.events)):
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)  # a real process has to get so far
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(200) == 130
+    # the trainer had its last word before the command ended: a checkpoint, from which the same command continues
+    ends = [event for event in events.read(run.events) if isinstance(event, events.End)]
+    assert [end.outcome for end in ends] == ["stopped"]
+    assert (run.checkpoints / "latest.json").exists()
