@@ -75,11 +75,7 @@ def _asking(hub: teachers.Hub) -> Iterator[None]:
     name = hub.repo + (f"@{hub.commit}" if hub.commit else "")
     try:
         yield
-    except (
-        hub_errors.RepositoryNotFoundError,
-        hub_errors.RevisionNotFoundError,
-        hub_errors.HFValidationError,
-    ) as error:
+    except _UNKNOWN as error:
         raise errors.TeacherError(
             f"teacher: the model hub has no {name} (or it is private, and no token gives access)", got=name
         ) from error

@@ -197,3 +197,21 @@ def test_a_fitted_head_learns_and_leaves_the_encoder_alone(sequences):
     assert fitted.losses[-1] < 0.7 * fitted.losses[0]
     assert all(torch.equal(before[name], value) for name, value in bert.state_dict().items())
     assert all(torch.equal(value, fit().state[name]) for name, value in fitted.state.items())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("kind", "pairs"), KINDS)
+def test_a_gpu_gives_the_scores_of_the_cpu(kind, pairs, sequences):
+    model = stock(kind).requires_grad_(False)
+    loss, scores = scored(model, batches(sequences, pairs), "per_token")
+    there = importance.zeros(SHAPE, "cuda")
+    model.cuda()
+    loss_there = 0.0
+    for batch in batches(sequences, pairs):
+        loss_there += scoring.accumulate(
+            there, model.bert, heads_of(model), batch.to("cuda"), nsp_weight=NSP_WEIGHT, reduction="per_token"
+        )
+    assert loss_there == pytest.approx(loss, rel=1e-9)
+    for field, value in scores.as_dict().items():
+        torch.testing.assert_close(getattr(there, field).cpu(), value)

@@ -8,9 +8,10 @@ import random_berts as rb
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import BertModel
 
 from etd_ds.contract import shape as shapes
-from etd_ds.contract import spec
+from etd_ds.contract import spec, teachers
 from etd_ds.contract.shape import EncoderShape
 from etd_ds.extract import apply, axes, importance, plan
 
@@ -65,16 +66,10 @@ def test_keeping_everything_gives_the_teacher_bit_for_bit(architecture, asked):
     assert all(torch.equal(student[name], state[name]) for name in state)
 
 
-@few
-@given(rb.shapes(), st.data())
-def test_an_ffn_slice_is_the_teacher_with_those_neurons_silenced(asked, data):
-    teacher, _ = asked
-    job = whole(teacher).model_copy(update={"ffn": data.draw(st.integers(1, teacher.ffn))})
+def an_ffn_slice_is_the_teacher_with_those_neurons_silenced(model, teacher, job):
     cut = drawn(teacher, job)
-    model = rb.random_bert("BertModel", teacher)
-    student = rb.model_of(
-        "BertModel", shapes.student(job, teacher), apply.student(rb.state_of(model), cut, rb.PARTS["BertModel"])
-    )
+    sliced = apply.student(rb.state_of(model), cut, rb.PARTS["BertModel"])
+    student = rb.model_of("BertModel", shapes.student(job, teacher), sliced)
     hooked(
         (model.encoder.layer[i].intermediate, mask_of(layer.ffn_F, teacher.ffn)) for i, layer in enumerate(cut.layers)
     )
@@ -84,16 +79,19 @@ def test_an_ffn_slice_is_the_teacher_with_those_neurons_silenced(asked, data):
 
 @few
 @given(rb.shapes(), st.data())
-def test_a_head_slice_is_the_teacher_with_those_components_silenced_up_to_the_softmax_scale(asked, data):
-    """Only heads are thinned, which no stock class can hold: hidden stays, so the law is checked layer by layer."""
+def test_an_ffn_slice_is_the_teacher_with_those_neurons_silenced(asked, data):
     teacher, _ = asked
-    keep = data.draw(st.integers(1, teacher.head_size))
+    job = whole(teacher).model_copy(update={"ffn": data.draw(st.integers(1, teacher.ffn))})
+    an_ffn_slice_is_the_teacher_with_those_neurons_silenced(rb.random_bert("BertModel", teacher), teacher, job)
+
+
+def a_head_slice_is_the_teacher_with_those_components_silenced(model, teacher, keep):
+    """Only heads are thinned, which no stock class can hold: hidden stays, so the law is checked layer by layer."""
     narrow = whole(teacher).model_copy(update={"hidden": keep * teacher.heads})
     cut = drawn(teacher, narrow)
     everything = torch.arange(teacher.hidden)
     layers = tuple(dataclasses.replace(one, attention_H=everything, ffn_H=everything) for one in cut.layers)
     cut = plan.Cut(layers, everything, everything)
-    model = rb.random_bert("BertModel", teacher)
     state = apply.student(rb.state_of(model), cut, rb.PARTS["BertModel"])
     x_BSH = torch.randn(2, 5, teacher.hidden, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
@@ -120,6 +118,14 @@ def test_a_head_slice_is_the_teacher_with_those_components_silenced_up_to_the_so
         torch.testing.assert_close(got, layer.attention.output.dense(context_t))
 
 
+@few
+@given(rb.shapes(), st.data())
+def test_a_head_slice_is_the_teacher_with_those_components_silenced_up_to_the_softmax_scale(asked, data):
+    teacher, _ = asked
+    keep = data.draw(st.integers(1, teacher.head_size))
+    a_head_slice_is_the_teacher_with_those_components_silenced(rb.random_bert("BertModel", teacher), teacher, keep)
+
+
 def axes_of_attention():
     return [name.removeprefix("attention.") for name in axes.LAYER_TABLE if name.startswith("attention.")]
 
@@ -137,38 +143,61 @@ class KeptNorm(torch.nn.Module):
         return torch.zeros_like(x).index_copy(-1, self.kept, seen)
 
 
-@few
-@given(rb.shapes())
-def test_a_hidden_slice_is_a_teacher_whose_layer_norms_see_only_the_kept_dimensions(asked):
-    """All parts at once: embeddings, layers, pooler, NSP, MLM transform and the tied decoder."""
-    teacher, job = asked
-    narrow = whole(teacher).model_copy(update={"hidden": job.hidden, "seed": job.seed})
-    cut = drawn(teacher, narrow)
-    model = rb.random_bert("BertForPreTraining", teacher)
-    state = rb.state_of(model)
-    # Heads are thinned along with hidden; to see hidden alone, silence the same components in the teacher and
-    # make up for the student's own 1/√d.
-    student_shape = shapes.student(narrow, teacher)
-    sliced = apply.student(state, cut, rb.PARTS["BertForPreTraining"])
+def a_hidden_slice_is_a_teacher_whose_layer_norms_see_only_the_kept(model, architecture, teacher, narrow):
+    """The outputs of both. Heads are thinned along with hidden; to see hidden alone, the same components are
+    silenced in the teacher, and the student's own 1/√d is made up for."""
+    cut, student_shape = drawn(teacher, narrow), shapes.student(narrow, teacher)
+    sliced = apply.student(rb.state_of(model), cut, rb.PARTS[architecture])
     for name, value in sliced.items():
         if ".self.query." in name:
             value.mul_(math.sqrt(student_shape.head_size / teacher.head_size))
-    student = rb.model_of("BertForPreTraining", student_shape, sliced)
-    silenced = []
+    student = rb.model_of(architecture, student_shape, sliced)
+    bert, kept = getattr(model, "bert", model), cut.embeddings_H
+    silenced = [(bert.pooler, mask_of(kept, teacher.hidden))]
     for i, layer in enumerate(cut.layers):
-        attention = model.bert.encoder.layer[i].attention.self
+        attention = bert.encoder.layer[i].attention.self
         mask = mask_of(layer.context_C, teacher.hidden)
         silenced += [(module, mask) for module in (attention.query, attention.key, attention.value)]
-    kept = cut.embeddings_H
-    hooked([*silenced, (model.bert.pooler, mask_of(kept, teacher.hidden))])
+    hooked(silenced)
     for module in list(model.modules()):
         if isinstance(getattr(module, "LayerNorm", None), torch.nn.LayerNorm):
             module.LayerNorm = KeptNorm(module.LayerNorm, kept)
     feed = rb.inputs(teacher)
     got, wanted = student(**feed, output_hidden_states=True), model(**feed, output_hidden_states=True)
     torch.testing.assert_close(got.hidden_states[-1], wanted.hidden_states[-1][..., kept])
+    return got, wanted, kept
+
+
+@few
+@given(rb.shapes())
+def test_a_hidden_slice_is_a_teacher_whose_layer_norms_see_only_the_kept_dimensions(asked):
+    """All parts at once: embeddings, layers, pooler, NSP, MLM transform and the tied decoder."""
+    teacher, job = asked
+    narrow = whole(teacher).model_copy(update={"hidden": job.hidden, "seed": job.seed})
+    model = rb.random_bert("BertForPreTraining", teacher)
+    got, wanted, _ = a_hidden_slice_is_a_teacher_whose_layer_norms_see_only_the_kept(
+        model, "BertForPreTraining", teacher, narrow
+    )
     torch.testing.assert_close(got.prediction_logits, wanted.prediction_logits)
     torch.testing.assert_close(got.seq_relationship_logits, wanted.seq_relationship_logits)
+
+
+@pytest.mark.parametrize("law", ["ffn", "head", "hidden"])
+def test_the_laws_hold_for_the_packaged_teacher(law):
+    model = BertModel.from_pretrained(teachers.embedded_folder(), attn_implementation="sdpa").double().eval()
+    teacher = EncoderShape(layers=6, hidden=384, heads=12, ffn=1536)
+    job = spec.JobSpec(layers=6, hidden=384, ffn=1536, mode="rand")
+    match law:
+        case "ffn":
+            an_ffn_slice_is_the_teacher_with_those_neurons_silenced(model, teacher, job.model_copy(update={"ffn": 700}))
+        case "head":
+            a_head_slice_is_the_teacher_with_those_components_silenced(model, teacher, keep=16)
+        case "hidden":
+            narrow = job.model_copy(update={"hidden": 192})
+            got, wanted, kept = a_hidden_slice_is_a_teacher_whose_layer_norms_see_only_the_kept(
+                model, "BertModel", teacher, narrow
+            )
+            torch.testing.assert_close(got.pooler_output, wanted.pooler_output[..., kept])
 
 
 @few
