@@ -1,0 +1,32 @@
+"""What the page for operators names is there."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from etd_ds.contract import launch
+from service import status
+from service.cli import main
+
+PAGE = (launch.REPOSITORY / "docs" / "operations.md").read_text()
+
+
+def test_every_flag_on_the_page_is_one_of_the_server(capsys):
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    foreign = {"--help", "--profile", "--mem"}
+    assert set(re.findall(r"--[a-z][a-z-]+", PAGE)) - foreign <= known
+
+
+def test_every_code_on_the_page_is_one_that_jobs_fail_with():
+    codes = set(re.findall(r"`([a-z]+_[a-z]+)`", PAGE)) - {"keep_checkpoints"}
+    assert codes
+    assert codes <= set(status.MESSAGES)
+
+
+def test_every_file_on_the_page_is_there():
+    for name in re.findall(r"docker/[a-z.A-Z]+", PAGE):
+        assert (launch.REPOSITORY / name).exists(), name
