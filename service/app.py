@@ -48,18 +48,18 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         extractor.warm()
-        alone = _alone(settings)
-        if alone is not None:
+        lock, alone = _take(settings)
+        if alone:
             sweep(settings, store)
             store.end_leases()
+            fcntl.flock(lock, fcntl.LOCK_SH)
         scheduler.start()
         yield
         scheduler.drain()
         extractor.close()
         scheduler.close()
         database.close()
-        if alone is not None:
-            os.close(alone)
+        os.close(lock)
 
     app = FastAPI(title="etd-ds", version=__version__, lifespan=lifespan, telemetry={"auto_configure": False})
     app.state.context = Context(
@@ -134,12 +134,15 @@ def serve(settings: Settings) -> None:
     Server(config).run()
 
 
-def _alone(settings: Settings) -> int | None:
-    """A lock that says that no other server uses this data folder, or `None` if one does. Closing it lets go."""
+def _take(settings: Settings) -> tuple[int, bool]:
+    """Share the data folder's lock: (the lock, whether no other server had it). Closing it lets go.
+
+    Whoever comes first holds it alone until it has tidied up; the others wait for that.
+    """
     lock = os.open(settings.data_dir / "server.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(lock)
-        return None
-    return lock
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        return lock, False
+    return lock, True

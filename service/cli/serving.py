@@ -54,6 +54,8 @@ def _serve(commands: Any) -> None:
     ):
         default = Settings.__dataclass_fields__[name.replace("-", "_")].default
         parser.add_argument(f"--{name}", type=kind, default=default, metavar="X", help=f"{text} (default: %(default)s)")
+    for name in ("tick", "lease"):
+        parser.add_argument(f"--{name}", type=float, default=getattr(Settings, name), help=argparse.SUPPRESS)
     parser.add_argument("--retry-killed", action="store_true", help="treat killed trainers like lost ones")
     slurm_flags.add(parser)
     parser.add_argument("--worker-command", type=shlex.split, default=[], help=argparse.SUPPRESS)
@@ -90,6 +92,8 @@ def _run_server(args: argparse.Namespace) -> int:
         max_retries=args.max_retries,
         retry_killed=args.retry_killed,
         backoff=args.backoff,
+        tick=args.tick,
+        lease=args.lease,
         quota=args.quota,
         rate=args.rate,
         extraction_timeout=args.extraction_timeout,

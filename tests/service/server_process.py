@@ -40,7 +40,7 @@ class Server:
 
     def launch(self, command: list[str]) -> Server:
         """Run a command that serves, until it listens."""
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
         said = []
         for line in self.process.stderr:
