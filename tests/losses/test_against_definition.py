@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etd_ds.losses import OBJECTIVES, Segments, Taps, Totals, definition, relations, scores, terms
+from etd_ds.losses import OBJECTIVES, Segments, Taps, Totals, definition, forming, relations, scores, terms
 
 LENGTHS = st.lists(st.integers(1, 24), min_size=1, max_size=5)
 
@@ -79,9 +79,10 @@ CASES = [(name, compat) for name in OBJECTIVES for compat in (False, True) if no
 
 @pytest.mark.parametrize(("name", "compat"), CASES)
 @pytest.mark.parametrize("gram_from", [1, 1000], ids=["gram", "tiles"])
+@pytest.mark.parametrize("runs_to_pad", [0, 1 << 62], ids=["padded", "by run"])
 @settings(max_examples=15, deadline=None)
 @given(lengths=LENGTHS, padding=st.integers(0, 3), M=st.integers(1, 2), seed=st.integers(0, 2**16))
-def test_terms_and_gradients_equal_the_definition(name, compat, gram_from, lengths, padding, M, seed):
+def test_terms_and_gradients_equal_the_definition(name, compat, gram_from, runs_to_pad, lengths, padding, M, seed):
     N, heads, width = 2 * M, 3, max(lengths) + padding
     mask, totals = _mask(lengths, width), _totals(lengths, width, compat)
     student, student_taps = _taps(lengths, width, M, heads, 4, seed, compat)
@@ -91,13 +92,12 @@ def test_terms_and_gradients_equal_the_definition(name, compat, gram_from, lengt
     wanted = _literal(name, compat, student, teacher, weight, mask, M, N)
     wanted_grads = torch.autograd.grad(sum(wanted.values()), leaves, allow_unused=True)
 
-    default, scores.GRAM_FROM = scores.GRAM_FROM, gram_from
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scores, "GRAM_FROM", gram_from)
+        patch.setitem(forming.RUNS_TO_PAD, "cpu", runs_to_pad)
         frozen = Taps(*({k: x.detach() for k, x in kind.items()} for kind in vars(teacher_taps).values()))
         segments = _segments(lengths, width, compat)
         got = terms(OBJECTIVES[name](M, N), student_taps, frozen, lambda x: x @ weight, segments, totals)
-    finally:
-        scores.GRAM_FROM = default
     got_grads = torch.autograd.grad(sum(got.values()), leaves, allow_unused=True)
 
     assert got.keys() == wanted.keys()
@@ -116,8 +116,7 @@ def test_blocks_do_not_change_the_result(loss, block, monkeypatch):
     args = [_random((sum(lengths), 2, 4), seed).requires_grad_(seed < 2) for seed in range(4)]
     wanted = loss(*args, Segments.packed(lengths))
     wanted_grads = torch.autograd.grad(wanted, args[:2])
-    monkeypatch.setattr("etd_ds.losses.scores.BLOCK", block)
-    monkeypatch.setattr("etd_ds.losses.relations.BLOCK", block)
+    monkeypatch.setitem(forming.BLOCK, "cpu", block)
     got = loss(*args, Segments.packed(lengths))
     torch.testing.assert_close(got, wanted)
     torch.testing.assert_close(torch.autograd.grad(got, args[:2]), wanted_grads)
