@@ -19,7 +19,7 @@ from service.settings import environment
 
 def configure(commands: Any) -> None:
     """Add the commands of this room."""
-    for add in (_submit, _plan, _list, _show, _watch, _logs, _asks, _pull):
+    for add in (_submit, _plan, _list, _show, _watch, _logs, _checkpoints, _asks, _pull):
         add(commands)
 
 
@@ -172,6 +172,16 @@ def _run_logs(args: argparse.Namespace) -> int:
                 print(line, flush=True)
         else:
             print(client.log(args.job, args.lines), end="")
+    return 0
+
+
+def _checkpoints(commands: Any) -> None:
+    _client_parser(commands, "checkpoints", "list a job's checkpoints").set_defaults(run=_run_checkpoints)
+
+
+def _run_checkpoints(args: argparse.Namespace) -> int:
+    with _client(args) as client:
+        print(json.dumps(client.checkpoints(args.job), indent=2))
     return 0
 
 

@@ -1,6 +1,6 @@
 """Servers, supervisors and trainers are killed at random: no job is lost, none runs twice at once, every one ends.
 
-The suite kills a few; `CHAOS_KILLS=200 CHAOS_SEED=1 pytest -s tests/service/test_chaos.py` kills more and says how many.
+The suite kills a few; `CHAOS_KILLS=200 CHAOS_SEED=1 pytest -s tests/service/test_chaos.py` kills more.
 """
 
 from __future__ import annotations

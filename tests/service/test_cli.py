@@ -1,0 +1,65 @@
+"""`etd-jobs` against a real server."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from server_process import Server
+
+from etd_ds.contract import rundir
+from service.cli import main
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]):
+    """Runs a command: (exit code, stdout, stderr)."""
+
+    def run(*arguments: str):
+        code = main([*arguments])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+def test_the_way_of_a_job_through_the_shell(server: Server, say, tmp_path, monkeypatch):
+    server.start()
+    monkeypatch.setenv("ETD_JOBS_URL", server.url)
+    code, out, _ = say("plan", "--layers", "3", "--hidden", "192")
+    assert (code, json.loads(out)["student"]["layers"]) == (0, 3)
+    (tmp_path / "spec.json").write_text('{"layers": 2, "hidden": 192, "steps": 3}')
+    code, out, err = say("submit", "--file", str(tmp_path / "spec.json"), "--layers", "3", "--label", "a:b", "--watch")
+    assert code == 0
+    job = out.strip()
+    assert "student 3L-192" in err
+    assert f"{job} is succeeded" in err
+    assert job in say("list", "--label", "a:b", "--status", "succeeded")[1]
+    assert job not in say("list", "--label", "a:c")[1]
+    assert json.loads(say("show", job)[1])["spec"]["layers"] == 3
+    assert "step 3" in say("logs", job)[1]
+    assert say("logs", job, "--follow", "--lines", "1")[1] == "step 3\n"
+    assert json.loads(say("checkpoints", job)[1])[-1]["kept"]
+    assert say("pull", job, str(tmp_path / "student"))[0] == 0
+    assert {path.name for path in (tmp_path / "student").iterdir()} == set(rundir.STUDENT_FILES)
+    assert say("cancel", job)[1] == f"{job} is succeeded\n"
+    assert say("delete", job)[1] == f"{job} is deleted\n"
+    code, _, err = say("show", job)
+    assert (code, err) == (2, "etd-jobs: There is no such job.\n")
+
+
+def test_a_failed_job_is_exit_code_1_and_shows_its_last_words(server: Server, say):
+    server.start()
+    server.behave("trainer", "crash")
+    code, _, err = say("submit", "--layers", "3", "--hidden", "192", "--watch", "--url", server.url)
+    assert code == 1
+    assert "RuntimeError: the loss is NaN" in err
+    assert "trainer_crashed" in err
+
+
+def test_bad_input_and_no_server_are_exit_code_2(server: Server, say):
+    assert say("list", "--url", "http://127.0.0.1:9")[0] == 2
+    server.start()
+    code, _, err = say("submit", "--layers", "9", "--hidden", "192", "--url", server.url)
+    assert (code, err.startswith("etd-jobs: layers: wanted 1 to 6")) == (2, True)
+    assert say("submit", "--layers", "x", "--hidden", "192", "--url", server.url)[0] == 2
