@@ -26,6 +26,7 @@ from service.executors.slurm import SlurmExecutor
 from service.extraction import Extractor
 from service.keys import Keys
 from service.limits import Limiter
+from service.metrics import Latencies, LatencyMiddleware
 from service.routes import access, downloads, health, hub, jobs, watch
 from service.routes.context import Context
 from service.scheduler import Scheduler, sweep
@@ -41,7 +42,7 @@ def create_app(settings: Settings) -> FastAPI:
     database = Database(settings.database_url)
     database.create()
     store, keys = Store(database), Keys(database)
-    extractor = Extractor(settings)
+    extractor, latencies = Extractor(settings), Latencies()
     executor: Executor = SlurmExecutor(settings) if settings.slurm else LocalExecutor(settings)
     scheduler = Scheduler(settings, store, executor)
 
@@ -67,6 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
         store=store,
         keys=keys,
         limiter=Limiter(settings.rate),
+        latencies=latencies,
         extractor=extractor,
         admission=Admission(settings, store, extractor),
         wake=scheduler.wake,
@@ -74,6 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=__version__,
     )
     app.state.drain = scheduler.drain
+    app.add_middleware(LatencyMiddleware, latencies=latencies)
     problems.install(app)
     for room in (health, jobs, watch, downloads):
         app.include_router(room.router)

@@ -174,6 +174,23 @@ class Store:
             found = {row[0]: int(row[1]) for row in connection.execute(query)}
         return {status: found.get(status, 0) for status in statuses.STATUSES}
 
+    def failures(self) -> dict[str, int]:
+        """How many failed jobs there are of each error code."""
+        query = (
+            sa.select(jobs.c.error_code, sa.func.count()).where(jobs.c.status == "failed").group_by(jobs.c.error_code)
+        )
+        with self._database.look() as connection:
+            return {row[0]: int(row[1]) for row in connection.execute(query)}
+
+    def waits(self) -> tuple[float, float]:
+        """The age of the oldest queued job, and the mean time that started jobs of the last day waited, in seconds."""
+        now = time.time()
+        oldest = sa.select(sa.func.min(jobs.c.created)).where(jobs.c.status == "queued")
+        waited = sa.select(sa.func.avg(jobs.c.started - jobs.c.created)).where(jobs.c.started > now - 86400)
+        with self._database.look() as connection:
+            first = connection.scalar(oldest)
+            return (0.0 if first is None else now - first), float(connection.scalar(waited) or 0.0)
+
     def ids(self) -> set[str]:
         """Every job's id."""
         with self._database.look() as connection:

@@ -82,6 +82,11 @@ def _downloader(caller: Annotated[Caller, Depends(identify)]) -> Caller:
     return caller.need("students:read")
 
 
+def _operator(caller: Annotated[Caller, Depends(identify)]) -> Caller:
+    return caller.need("metrics:read")
+
+
 Reader = Annotated[Caller, Depends(_reader)]
 Writer = Annotated[Caller, Depends(_writer)]
 Downloader = Annotated[Caller, Depends(_downloader)]
+Operator = Annotated[Caller, Depends(_operator)]

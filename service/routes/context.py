@@ -14,6 +14,7 @@ from service.admission import Admission
 from service.extraction import Extractor
 from service.keys import Keys
 from service.limits import Limiter
+from service.metrics import Latencies
 from service.problems import Problem
 from service.settings import Settings
 from service.store import Job, Store
@@ -27,6 +28,7 @@ class Context:
     store: Store
     keys: Keys
     limiter: Limiter
+    latencies: Latencies
     extractor: Extractor
     admission: Admission
     wake: Callable[[], None]

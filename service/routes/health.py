@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 
+from service import tail
+from service.metrics import gauge
+from service.problems import documented
+from service.routes.access import Operator
 from service.routes.context import Here, prefix
 
 router = APIRouter(tags=["server"])
 
 _SCHEDULER_SILENT_SECONDS = 60.0
+_DISK_LOW_BYTES = 256 << 20
 
 
 @router.get("/")
@@ -22,9 +29,9 @@ def root(request: Request, here: Here) -> dict[str, Any]:
     return {"name": "etd-ds", "version": here.version, "links": names}
 
 
-@router.get("/healthz")
+@router.get("/healthz", responses={503: {"description": "The scheduler is silent"}})
 def health(here: Here, response: Response) -> dict[str, Any]:
-    """200 while the server lives and its scheduler works; `ready` also says that extraction would begin at once."""
+    """200 while the server lives and its scheduler works."""
     alive = time.time() - here.scheduler_seen() < _SCHEDULER_SILENT_SECONDS
     response.status_code = 200 if alive else 503
     return {
@@ -34,3 +41,41 @@ def health(here: Here, response: Response) -> dict[str, Any]:
         "slots": {"total": here.settings.slots, "free": here.store.free_slots()},
         "jobs": here.store.counts(),
     }
+
+
+@router.get("/readyz", responses={503: {"description": "Not yet, or not now"}})
+def ready(here: Here, response: Response) -> dict[str, Any]:
+    """200 when a new job would be taken at once: database, disk, scheduler and extraction worker are there."""
+    alive = time.time() - here.scheduler_seen() < _SCHEDULER_SILENT_SECONDS
+    free = shutil.disk_usage(here.settings.data_dir).free
+    parts = {
+        "scheduler": alive,
+        "extraction": here.extractor.ready,
+        "disk": free > _DISK_LOW_BYTES,
+        "accepting": not here.draining,
+    }
+    response.status_code = 200 if all(parts.values()) else 503
+    return {"ready": all(parts.values()), **parts, "disk_free_bytes": free}
+
+
+@router.get("/metrics", response_class=PlainTextResponse, responses=documented(401, 403))
+def metrics(who: Operator) -> PlainTextResponse:
+    """Numbers for Prometheus: queue, slots, speed, failures by cause, and how long answers took."""
+    here = who.here
+    free, (oldest, waited) = here.store.free_slots(), here.store.waits()
+    speed = 0.0
+    for job in here.store.page(status=("running",), limit=500):
+        _, step = tail.last_step(here.run(job).events)
+        speed += step.tokens_per_second if step else 0.0
+    lines = [
+        *gauge("etd_jobs", (({"status": status}, count) for status, count in here.store.counts().items())),
+        *gauge("etd_failed_jobs", (({"code": code}, count) for code, count in here.store.failures().items())),
+        *gauge("etd_slots", [({"state": "free"}, free), ({"state": "used"}, here.settings.slots - free)]),
+        *gauge("etd_queue_oldest_seconds", [({}, oldest)]),
+        *gauge("etd_queue_wait_seconds_mean_day", [({}, waited)]),
+        *gauge("etd_tokens_per_second", [({}, speed)]),
+        *gauge("etd_extraction_ready", [({}, here.extractor.ready)]),
+        *gauge("etd_disk_free_bytes", [({}, shutil.disk_usage(here.settings.data_dir).free)]),
+        *here.latencies.lines(),
+    ]
+    return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -214,6 +214,22 @@ def test_the_server_says_what_it_is(http):
     assert http.put("/jobs").status_code == 405
 
 
+def test_metrics_and_readiness(http, done):
+    assert http.get("/readyz").json()["ready"]
+    answer = http.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    lines = answer.text.splitlines()
+    values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    jobs = http.get("/jobs", params={"limit": 500}).json()["data"]
+    assert float(values['etd_jobs{status="succeeded"}']) == len([job for job in jobs if job["status"] == "succeeded"])
+    assert float(values['etd_slots{state="free"}']) == 2
+    shown = 'etd_http_request_seconds_count{method="GET",route="/jobs/{job_id}",status="200"}'
+    before = int(values[shown])
+    http.get(f"/jobs/{done['id']}")
+    assert f"{shown} {before + 1}" in http.get("/metrics").text
+    assert done["id"] not in answer.text
+
+
 def test_a_worker_that_dies_is_started_again_and_leaves_nothing(server):
     server.start()
     server.behave("worker", "die on extract")

@@ -39,7 +39,8 @@ def test_the_examples(server: Server, tmp_path: Path):
     assert {path.name for path in (tmp_path / "page" / "student").iterdir()} == set(rundir.STUDENT_FILES)
     assert (tmp_path / "page" / "first-bytes").stat().st_size == 100
     assert (tmp_path / "page" / "from-hub" / "config.json").is_file()
-    assert json.loads(answers[-1])["errors"][0]["field"] == "layers"
+    assert json.loads(answers[-2])["errors"][0]["field"] == "layers"
+    assert 'etd_jobs{status="succeeded"} 0' in answers[-1]
     assert server.client.list() == []
 
 
