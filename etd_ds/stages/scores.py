@@ -15,7 +15,7 @@ from torch import Tensor
 
 from etd_ds import data
 from etd_ds.bert import checkpoint, head_fit, scoring
-from etd_ds.contract import spec
+from etd_ds.contract import errors, spec
 from etd_ds.contract.shape import EncoderShape
 from etd_ds.data import masking, tokenize
 from etd_ds.extract import importance
@@ -138,6 +138,13 @@ class _Task:
         batches = sentences.batches(self.text, positions=self.teacher.shape.positions, seed=self.job.seed, pairs=pairs)
         masked = sum(int((batch.labels_BS != scoring.IGNORED).sum()) for batch in batches)
         sequences = sum(len(batch.ids_BS) for batch in batches)
+        if not masked:
+            raise errors.CorpusError(
+                f"corpus: not one token of {info['sentences']} sentences was masked, so there is no loss to score by; "
+                "raise importance_sentences",
+                field="importance_sentences",
+                got=info["sentences"],
+            )
         unfinished = folder.with_name(f"{folder.name}.partial-{ranks.rank()}-of-{ranks.world()}")
         totals, loss, done = _resumed(unfinished, self.teacher.shape, device)
         own, saved_at = ranks.share(batches), time.monotonic()
@@ -159,6 +166,8 @@ class _Task:
                 store.store(unfinished, state, {"batches": done})
                 saved_at = time.monotonic()
         ranks.total([*totals.as_dict().values(), loss])
+        if not all(bool(scores.isfinite().all()) for scores in totals.as_dict().values()):
+            raise errors.TeacherError("teacher: its importance scores are not finite; are its weights sound?")
         if ranks.rank() == 0:
             about = {"loss": "MLM + NSP" if pairs else "MLM", "loss_per_masked_token": loss.item() / max(1, masked)}
             store.store(folder, _on_cpu(totals), info | about)

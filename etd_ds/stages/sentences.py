@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from etd_ds.bert import scoring
+from etd_ds.contract import errors
 from etd_ds.data import masking, tokenize
 
 BATCH_TOKENS = 2048
@@ -52,6 +53,13 @@ def batches(text: Text, *, positions: int, seed: int, pairs: bool) -> list[scori
 
     Masks are drawn over all sentences laid end to end, so they depend on neither batch nor rank.
     """
+    if pairs and len(text.ids) < 2:
+        raise errors.CorpusError(
+            "importance_sentences: wanted at least 2, since this teacher's loss looks at pairs of sentences",
+            field="importance_sentences",
+            wanted=2,
+            got=len(text.ids),
+        )
     sequences, types, nsp = _paired(text, positions, seed) if pairs else _single(text, positions)
     flat_ids = torch.cat(sequences)
     masked = text.masked(flat_ids, masking.generator(seed, 0))

@@ -11,7 +11,7 @@ import small_teacher
 import torch
 from transformers import AutoModel, AutoTokenizer, BertForMaskedLM, BertForPreTraining, BertModel
 
-from etd_ds import flops
+from etd_ds import data, flops
 from etd_ds.bert import checkpoint
 from etd_ds.contract import errors, events, rundir, spec, teachers
 from etd_ds.stages import extract
@@ -161,6 +161,35 @@ def test_the_packaged_teacher_kept_whole_is_itself_and_halved_loads_in_stock_tra
     assert ids == whole.input_ids
     assert len(ids) > 200
     assert tokenizer.model_max_length == 512
+
+
+def _resemblance(folder, sentences) -> float:
+    """Mean cosine of mean-pooled embeddings, teacher against student."""
+    tokenizer = AutoTokenizer.from_pretrained(teachers.embedded_folder())
+    feed = tokenizer(sentences, padding=True, truncation=True, max_length=64, return_tensors="pt")
+    pooled = []
+    for one in (teachers.embedded_folder(), folder):
+        with torch.no_grad():
+            hidden_BSH = checkpoint.load_encoder(one)(**feed).last_hidden_state
+        mask_BS1 = feed["attention_mask"][..., None]
+        pooled.append((hidden_BSH * mask_BS1).sum(1) / mask_BS1.sum(1))
+    return torch.cosine_similarity(*pooled).mean().item()
+
+
+@pytest.mark.slow
+def test_important_ffn_neurons_matter_more_than_drawn_ones_and_those_more_than_the_least(tmp_path):
+    """Half of each FFN, all else kept; on sentences that were not scored."""
+    held_out = data.sentences("embedded", 1000)[-64:]
+    found = []
+    for fields in ({"mode": "impt"}, {"mode": "rand"}, {"mode": "impt", "reverse": ["ffn"]}):
+        asked = spec.JobSpec(
+            layers=6, hidden=384, ffn=768, importance_sentences=100, mlm_head_steps=3, seq_length=128, **fields
+        )
+        out = tmp_path / str(len(found))
+        extract.cut(asked, out, cache=tmp_path / "cache")
+        found.append(_resemblance(out, held_out))
+    assert found[0] > found[1] + 0.02
+    assert found[1] > found[2] + 0.02
 
 
 @pytest.mark.slow

@@ -169,6 +169,15 @@ def test_too_few_sentences_and_an_empty_corpus_are_refused_and_nothing_is_writte
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize(("kind", "message"), [("BertModel", "was masked"), ("BertForPreTraining", "at least 2")])
+def test_one_short_sentence_is_not_enough(corpus, tmp_path, kind, message):
+    teacher = small_teacher.write(tmp_path / "teacher", kind)
+    (tmp_path / "one.txt").write_text("A king.")
+    with pytest.raises(errors.CorpusError, match=message) as caught:
+        find(job(teacher, tmp_path / "one.txt", importance_sentences=1, seed=1), tmp_path / "cache")
+    assert caught.value.field == "importance_sentences"
+
+
 @pytest.mark.slow
 def test_two_ranks_give_the_scores_of_one(teacher, corpus, tmp_path):
     """Under torchrun each rank scores every second batch; the sums are those of one rank to fp64 rounding."""
