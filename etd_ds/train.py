@@ -136,9 +136,11 @@ def _environment() -> None:
     if "RANK" not in os.environ:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         os.environ["MASTER_PORT"] = str(launch.free_port())
+    # the names that DeepSpeed's launcher and torchrun have for the ranks of this machine
     local = os.environ.get("LOCAL_SIZE")
+    beside = int(local or os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // int(local or os.environ["WORLD_SIZE"]))))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // beside)))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if local is not None and sys.platform == "linux":
         # DeepSpeed's launcher, killed, would leave its ranks behind: let them hear of it

@@ -53,6 +53,8 @@ class Hardware:
     device: Literal["cpu", "cuda"]
     bf16: bool
     fp16: bool
+    compiler: bool = False
+    """Whether DeepSpeed can compile its CUDA operators here."""
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -162,7 +164,7 @@ def micro_batch(job: spec.JobSpec, *, world_size: int, device: Literal["cpu", "c
 
 
 def complete(
-    config: Mapping[str, Any], job: spec.JobSpec, *, precision: Dtype, micro: int, world_size: int, device: str
+    config: Mapping[str, Any], job: spec.JobSpec, *, precision: Dtype, micro: int, world_size: int, compiler: bool
 ) -> dict[str, Any]:
     """The whole config that DeepSpeed is started with: the file's keys and the spec's numbers."""
     adam: dict[str, Any] = {"lr": job.learning_rate, "betas": [0.9, 0.999], "eps": 1e-8}
@@ -177,8 +179,8 @@ def complete(
         "bf16": {**config.get("bf16", {}), "enabled": precision == "bf16"},
         "fp16": {**config.get("fp16", {}), "enabled": precision == "fp16"},
     }
-    if device == "cpu":
-        # DeepSpeed's own Adams are compiled on first use (minutes); torch's fused one is as good here
+    if not compiler:
+        # DeepSpeed's own Adams are compiled on first use, on a CPU for minutes; torch's fused one needs no compiler
         adam |= {"torch_adam": True, "fused": True}
         whole["zero_force_ds_cpu_optimizer"] = False
     whole["optimizer"] = {"type": "AdamW", "params": adam}

@@ -84,11 +84,14 @@ def hardware() -> Hardware:
     """What this machine can compute in."""
     if not torch.cuda.is_available():
         return Hardware("cpu", bf16=True, fp16=False)
+    from torch.utils import cpp_extension
+
     # half-precision arithmetic came with compute capability 5.3, but is of use from tensor cores on
     return Hardware(
         "cuda",
         bf16=torch.cuda.is_bf16_supported(including_emulation=False),
         fp16=torch.cuda.get_device_capability() >= (7, 0),
+        compiler=cpp_extension.CUDA_HOME is not None,
     )
 
 

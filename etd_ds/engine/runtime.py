@@ -53,12 +53,6 @@ class Engine:
         """Calls of `backward` that make one update."""
         return self._micro_steps
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """What forward and backward compute in."""
-        dtype: torch.dtype = next(self._engine.module.parameters()).dtype
-        return dtype
-
     def train(self) -> None:
         self._engine.train()
 

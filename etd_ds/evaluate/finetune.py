@@ -103,7 +103,7 @@ def run(
     generator = torch.Generator().manual_seed(setting.seed)
     torch.manual_seed(setting.seed)  # dropout
     module = reader.build(model, task, generator).to(joined.device)
-    engine = Engine(module, _ds_config(module, task, setting, precision, joined), joined)
+    engine = Engine(module, _ds_config(module, task, setting, precision), joined)
     losses = _train(engine, task, encoded, setting, generator, joined.device, report)
     engine.eval()
     scores: Scores = {}
@@ -203,11 +203,10 @@ def _to(inputs: Inputs, device: torch.device) -> Inputs:
     return Inputs(*(tensor.to(device, non_blocking=True) for tensor in inputs))
 
 
-def _ds_config(
-    module: reader.Reader, task: Task, setting: Setting, asked: spec.Precision, joined: ranks.Ranks
-) -> dict[str, object]:
+def _ds_config(module: reader.Reader, task: Task, setting: Setting, asked: spec.Precision) -> dict[str, object]:
     """DeepSpeed's config: ZeRO stage 1 on one rank, and the protocol's numbers through the spec's own fields."""
     base = {"zero_optimization": {"stage": 1, "overlap_comm": False}}
+    machine = ranks.hardware()
     job = spec.JobSpec(
         layers=module.bert.config.num_hidden_layers,
         hidden=module.bert.config.hidden_size,
@@ -220,8 +219,8 @@ def _ds_config(
     return config.complete(
         base,
         job,
-        precision=config.precision(asked, base, ranks.hardware()),
+        precision=config.precision(asked, base, machine),
         micro=task.protocol.batch_size,
         world_size=1,
-        device=joined.device.type,
+        compiler=machine.compiler,
     )

@@ -192,7 +192,7 @@ class Trainer:
             precision=self.settings.precision,
             micro=self.settings.micro,
             world_size=self.ranks.world_size,
-            device=self.ranks.device.type,
+            compiler=hardware().compiler,
         )
         engine = Engine(distiller, whole, self.ranks)
 

@@ -24,9 +24,16 @@ def _job(**fields):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_config_is_accepted(path):
     content = config.read(path)
-    whole = config.complete(content, _job(), precision="fp32", micro=4, world_size=2, device="cuda")
+    whole = config.complete(content, _job(), precision="fp32", micro=4, world_size=2, compiler=True)
     assert content.items() <= {**whole, **content}.items()
     assert whole["train_batch_size"] == 4 * 2 * whole["gradient_accumulation_steps"]
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_adam_is_torchs_own_where_deepspeed_cannot_compile(compiler):
+    whole = config.complete(ZERO1, _job(), precision="fp32", micro=4, world_size=2, compiler=compiler)
+    assert whole["optimizer"]["params"].get("torch_adam", False) is not compiler
+    assert whole["optimizer"]["params"]["lr"] == _job().learning_rate
 
 
 @pytest.mark.parametrize("key", [*config.SPEC_OWNED, *config.REMOVED, "zero_optimisation"])
