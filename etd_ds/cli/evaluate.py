@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
             task,
             material,
             args.out,
+            cache=args.cache,
             paper=paper,
             seeds=list(dict.fromkeys(args.seeds)),
             limited=limited,
@@ -116,17 +117,19 @@ def _asked(task: Task, args: argparse.Namespace) -> Task:
 
 def _show(summaries: list[Summary]) -> None:
     table = Table(title=f"{summaries[0].model}, fine-tuned")
-    for heading in ("task", "on", "metric", "score", "majority", "bag of words", "lr", "epochs", "seeds"):
-        table.add_column(heading, justify="left" if heading in ("task", "on", "metric") else "right")
+    for heading in ("task", "on", "metric", "score", "majority", "words", "lr × epochs"):
+        table.add_column(heading, justify="left" if heading in ("task", "on", "metric") else "right", no_wrap=True)
     for one in summaries:
         for name, metrics in one.scores.items():
             for metric, spread in metrics.items():
                 floor = [f"{one.floors[kind][name][metric]:.1f}" for kind in one.floors] if one.floors else ["", ""]
                 deviation = f" ± {spread.deviation:.1f}" if len(one.seeds) > 1 else ""
                 row = [one.task, name, metric, f"{spread.mean:.1f}{deviation}", *floor]
-                table.add_row(*row, f"{one.learning_rate:g}", str(one.epochs), str(len(one.seeds)))
+                table.add_row(*row, f"{one.learning_rate:g} × {one.epochs}")
     console = Console()
     console.print(table)
+    if any(one.floors for one in summaries):
+        console.print("majority, words: what the commonest answer and a bag of words yield.")
     for one in summaries:
         decided = f"{one.task}: learning rate and epochs chosen on '{one.decided_on}', headline on '{one.reported}'"
         console.print(decided + (f"; scaled down: {', '.join(one.scaled_down)}" if one.scaled_down else ""))

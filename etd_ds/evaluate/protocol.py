@@ -22,6 +22,7 @@ from etd_ds.evaluate import finetune
 from etd_ds.evaluate.examples import Material
 from etd_ds.evaluate.finetune import Report, Setting
 from etd_ds.evaluate.floors import floors
+from etd_ds.evaluate.metrics import Scores
 from etd_ds.evaluate.summaries import Summary, Trial, spreads
 from etd_ds.evaluate.tasks import Offline, Task
 
@@ -32,6 +33,7 @@ def evaluate(
     material: Material,
     out: Path,
     *,
+    cache: Path,
     paper: Task,
     seeds: Sequence[int],
     limited: bool,
@@ -92,12 +94,22 @@ def evaluate(
         reported=task.reports,
         seeds=tuple(seeds),
         scores=spreads([trial.scores for trial in chosen]),
-        floors=floors(task, material) if isinstance(task.source, Offline) else None,
+        floors=_floors(task, material, cache / "floors" / f"{task.name}-{examples[:16]}.json"),
         trials=(*grid, *chosen[1:]),
         version=__version__,
     )
     rundir.publish_json(out / f"{task.name}.json", summary)
     return summary
+
+
+def _floors(task: Task, material: Material, path: Path) -> dict[str, Scores] | None:
+    """The floors of an offline task; they depend on the examples alone and are kept for all models."""
+    if not isinstance(task.source, Offline):
+        return None
+    if not path.exists():
+        rundir.publish_json(path, floors(task, material))
+    found: dict[str, Scores] = json.loads(path.read_bytes())
+    return found
 
 
 def _grid(task: Task, seed: int) -> Iterator[Setting]:

@@ -15,7 +15,7 @@ from etd_ds.evaluate import encoding, reader, tasks
 from etd_ds.evaluate.summaries import Summary, spreads
 
 SEEDS = ("0", "1")
-GRID = ("--learning-rates", "1e-7", "3e-3", "--epochs", "3", "--batch-size", "8")
+GRID = ("--learning-rates", "1e-7", "3e-3", "--epochs", "6", "--batch-size", "8")
 
 
 def evaluate(model: Path, data: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -49,7 +49,7 @@ def test_a_rule_is_learnt_and_the_grid_chooses_the_setting_that_learns_it(finish
 def test_further_seeds_take_the_chosen_setting_only_and_all_is_said(finished) -> None:
     _, (sst2, _) = finished
     settings = [(trial.learning_rate, trial.epochs, trial.seed) for trial in sst2.trials]
-    assert settings == [(1e-7, 3, 0), (3e-3, 3, 0), (3e-3, 3, 1)]
+    assert settings == [(1e-7, 6, 0), (3e-3, 6, 0), (3e-3, 6, 1)]
     assert sst2.scores["dev"]["accuracy"].values == tuple(t.scores["dev"]["accuracy"] for t in sst2.trials[1:])
     assert "batch size 8 instead of 32" in sst2.scaled_down
     assert any(line.startswith("learning rates") for line in sst2.scaled_down)
@@ -60,7 +60,7 @@ def test_started_again_it_only_reads(finished, tiny_bert: Path, task_files: Path
     out, (sst2, _) = finished
     before = {path: path.stat().st_mtime_ns for path in (out / "sst2").iterdir()}
     # one trial is lost: it alone is made again, with the same scores
-    lost = next(path for path in before if "lr0.003-ep3-seed1" in path.name)
+    lost = next(path for path in before if "lr0.003-ep6-seed1" in path.name)
     lost.unlink()
     done = evaluate(tiny_bert, task_files, out, "--task", "sst2", "--seeds", *SEEDS, *GRID)
     assert done.returncode == 0, done.stderr
