@@ -151,6 +151,20 @@ def test_every_config_trains_alike_on_two_ranks(plain, make_run, cache, config, 
     assert _of(run, events.Attempt)[0].precision == ("bf16" if config == "bf16" else "fp32")
 
 
+@pytest.mark.parametrize(
+    ("changes", "config"),
+    [({"objective": "minilm"}, "zero3"), ({"objective": "tinybert", "tinybert_compat": True}, "zero2")],
+)
+def test_other_objectives_do_not_depend_on_ranks_either(make_run, cache, changes, config):
+    runs = [make_run(dropout=0.0, steps=3, **changes) for _ in range(2)]
+    for world_size, run in enumerate(runs, 1):
+        assert _train(run, cache, config, world_size=world_size) == [launch.EXIT_DONE] * world_size
+    one, two = (_losses(run) for run in runs)
+    assert two == pytest.approx(one, rel=1e-5)
+    after = [run.read_result().validation_after for run in runs]
+    assert after[1] == pytest.approx(after[0], rel=1e-5)
+
+
 def test_fp16_skips_overflowing_updates_and_resumes_its_loss_scale(plain, make_run, cache, tmp_path):
     content = json.loads((CONFIGS / "fp16.json").read_text())
     content["fp16"] |= {"initial_scale_power": 17, "hysteresis": 1}
