@@ -93,6 +93,12 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         body = JobRequest.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})
         schemas |= {**body.pop("$defs", {}), "JobRequest": body}
+        for operations in schema["paths"].values():
+            for operation in operations.values():
+                if "422" in operation["responses"]:
+                    operation["responses"] |= {str(code): one for code, one in problems.documented(422).items()}
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
         app.openapi_schema = schema
     return app.openapi_schema
 

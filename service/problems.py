@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from etd_ds.contract import errors
 
@@ -136,6 +137,16 @@ def shown(value: Any) -> Any:
     return value[:200] if isinstance(value, str) else repr(value)[:200]
 
 
+def _methods(request: Request) -> set[str]:
+    """What may be done with the request's path."""
+    allowed: set[str] = set()
+    for method in ("GET", "HEAD", "POST", "DELETE"):
+        scope = {**request.scope, "method": method}
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
+            allowed.add(method)
+    return allowed
+
+
 def install(app: FastAPI) -> None:
     """Make every error of `app` a problem document."""
 
@@ -145,9 +156,12 @@ def install(app: FastAPI) -> None:
     async def on_error(_: Request, error: errors.EtdError) -> JSONResponse:
         return of_error(error.as_dict()).response()
 
-    async def on_http(_: Request, error: HTTPException) -> JSONResponse:
+    async def on_http(request: Request, error: HTTPException) -> JSONResponse:
         code = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}.get(error.status_code, "http")
-        return Problem(error.status_code, code, str(error.detail), headers=error.headers).response()
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # Starlette names the methods of the first route only
+            headers["Allow"] = ", ".join(sorted(_methods(request)))
+        return Problem(error.status_code, code, str(error.detail), headers=headers).response()
 
     async def on_parameters(_: Request, error: RequestValidationError) -> JSONResponse:
         named = [

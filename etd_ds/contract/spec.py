@@ -23,7 +23,7 @@ def _no_bool(value: object) -> object:
     return value
 
 
-Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=2**31 - 1)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_no_bool)]
 # A teacher or corpus: an alias, a hub id with an optional pinned revision, or (from the shell only) a folder.
 Reference = Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
@@ -52,7 +52,7 @@ class JobSpec(BaseModel):
     # ---- extraction [ETD §3.1, §3.2]
     mode: Mode = "impt"
     """Which neurons are kept: `impt` the most important, `rand` a random draw, `none` no extraction (random init)."""
-    seed: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=2**63 - 1)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(_no_bool)] = 0
     """Seed of everything random: the draw of `rand`, masking, new weights, data order, dropout."""
     layer_selection: Literal["uniform", "top", "bottom"] | tuple[Count, ...] = "uniform"
     """Which teacher layers are kept: a rule, or a list of 1-based teacher layers, ascending."""
@@ -76,9 +76,9 @@ class JobSpec(BaseModel):
     """`embedded` (the packaged all-MiniLM-L6-v2), a hub id (`org/name` or `org/name@commit`), or a local folder."""
     corpus: Reference = "embedded"
     """`embedded` (packaged Wikipedia summaries), a hub data set id, or local text, JSON-lines or parquet files."""
-    seq_length: Annotated[int, BeforeValidator(_no_bool), Field(ge=8, le=65536)] = 512
+    seq_length: Annotated[int, Field(ge=8, le=65536), BeforeValidator(_no_bool)] = 512
     """Tokens per sequence, [CLS] and [SEP] included."""
-    validation_sequences: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=100_000)] = 128
+    validation_sequences: Annotated[int, Field(ge=0, le=100_000), BeforeValidator(_no_bool)] = 128
     """Held-out sequences on which the loss is measured before, during and after training; never trained on."""
 
     # ---- the schedule
@@ -88,7 +88,7 @@ class JobSpec(BaseModel):
     """Sequences per GPU and forward pass; none means chosen from the hardware and the sequence length."""
     steps: Count | None = None
     """Optimizer steps. Give this or `epochs`, not both."""
-    epochs: Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=10_000)] | None = None
+    epochs: Annotated[float, Field(gt=0, le=10_000), BeforeValidator(_no_bool)] | None = None
     """Passes over the corpus; the default is 5 when `steps` is not given."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
     """Peak learning rate of AdamW."""
@@ -104,9 +104,9 @@ class JobSpec(BaseModel):
     # ---- how it runs
     precision: Precision = "auto"
     """`auto` takes bf16, else fp16, on GPUs that can, else fp32."""
-    gpus: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=1024)] = 1
+    gpus: Annotated[int, Field(ge=1, le=1024), BeforeValidator(_no_bool)] = 1
     """Ranks per node: one per GPU; on a machine without GPUs, that many CPU ranks."""
-    nodes: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=4096)] = 1
+    nodes: Annotated[int, Field(ge=1, le=4096), BeforeValidator(_no_bool)] = 1
     """Machines; each runs `gpus` ranks."""
     deepspeed: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_]{0,63}$")] = "zero2"
     """Name of a file in `ds_configs/`, without `.json`."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
+from pydantic import StringConstraints
 
 from etd_ds.contract import events
 from service import admission
@@ -24,13 +25,15 @@ _BODY = {
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobRequest"}}},
     }
 }
-Key = Annotated[str | None, Header(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")]
+Label = Annotated[str, StringConstraints(pattern=r"^[^:]+:", max_length=500)]
+"""NAME:VALUE"""
+Key = Annotated[str, Header(max_length=255, pattern=r"^[\x21-\x7e]*$")]
 
 
 @router.post(
     "/jobs", status_code=201, openapi_extra=_BODY, responses=documented(401, 403, 409, 413, 422, 429, 503, 507)
 )
-async def create(request: Request, who: Writer, idempotency_key: Key = None) -> JSONResponse:
+async def create(request: Request, who: Writer, idempotency_key: Key = "") -> JSONResponse:
     """Check the spec, cut the student out of its teacher, and queue its distillation.
 
     With an `Idempotency-Key`, a request that is sent twice makes one job.
@@ -39,7 +42,7 @@ async def create(request: Request, who: Writer, idempotency_key: Key = None) -> 
     if here.draining:
         raise Problem(503, "shutting_down", "The server is going down.", headers={"Retry-After": "30"})
     asked = admission.parse(await read_body(request, here.settings.max_body))
-    job, new = await run_in_threadpool(here.admission.admit, asked, tenant=who.tenant, key=idempotency_key)
+    job, new = await run_in_threadpool(here.admission.admit, asked, tenant=who.tenant, key=idempotency_key or None)
     here.wake()
     content = await run_in_threadpool(job_json, here, job, prefix(request))
     headers = {"Location": content["links"]["self"]} | ({} if new else {"Idempotent-Replayed": "true"})
@@ -53,26 +56,21 @@ async def plan(request: Request, who: Reader) -> dict[str, Any]:
     return await run_in_threadpool(who.here.admission.plan, asked)
 
 
-@router.get("/jobs", responses=documented(401, 403, 422))
+@router.get("/jobs", responses=documented(401, 403, 404, 422))
 def page(
     request: Request,
     who: Reader,
-    after: Annotated[str | None, Query(max_length=64)] = None,
+    after: Annotated[str, Query(max_length=64)] = "",
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
-    status: Annotated[list[Status] | None, Query()] = None,
-    label: Annotated[list[str] | None, Query(max_length=20)] = None,
+    status: Annotated[list[Status], Query()] = [],  # noqa: B006 (FastAPI copies it)
+    label: Annotated[list[Label], Query(max_length=20)] = [],  # noqa: B006
 ) -> dict[str, Any]:
     """The newest jobs first. `next`, when it is not null, is the `after` of the following page."""
     before = None
-    if after is not None:
-        last = who.here.store.get(after, tenant=who.tenant)
-        if last is None:
-            raise _refuse("after", "the id of a job, as `next` gives it")
-        before = last.seq
-    wanted = dict(one.partition(":")[::2] for one in label or [])
-    if not all(":" in one for one in label or []):
-        raise _refuse("label", "NAME:VALUE")
-    found = who.here.store.page(tenant=who.tenant, before=before, status=status or (), labels=wanted, limit=limit + 1)
+    if after:
+        before = who.job(after).seq
+    wanted = dict(one.partition(":")[::2] for one in label)
+    found = who.here.store.page(tenant=who.tenant, before=before, status=status, labels=wanted, limit=limit + 1)
     base = prefix(request)
     shown = [job_json(who.here, job, base, brief=True) for job in found[:limit]]
     return {"data": shown, "next": found[limit - 1].id if len(found) > limit else None}
@@ -143,8 +141,3 @@ def _ask(who: Caller, job_id: str, wish: Wish, request: Request) -> dict[str, An
         raise Problem(409, "not_now", f"A job that is {who.job(job_id).status} cannot be asked to {wish}.")
     who.here.wake()
     return job_json(who.here, job, prefix(request))
-
-
-def _refuse(field: str, wanted: str) -> Problem:
-    named = {"field": field, "message": f"{field}: wanted {wanted}", "wanted": wanted}
-    return Problem(422, "bad_input", named["message"], errors=[named])

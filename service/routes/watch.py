@@ -34,8 +34,8 @@ async def watch(
     job_id: str,
     request: Request,
     who: Reader,
-    last_event_id: Annotated[str | None, Header(pattern=r"^[0-9]{1,18}$")] = None,
-    after: Annotated[int, Query(ge=0, le=2**60)] = 0,
+    last_event_id: Annotated[str, Header(pattern=r"^[0-9]{0,12}$")] = "",
+    after: Annotated[int, Query(ge=0, le=10**12)] = 0,
 ) -> Response:
     """Events from byte offset `after` (or `Last-Event-ID`) on: server-sent ones, or a JSON list if that is accepted.
 
@@ -44,7 +44,7 @@ async def watch(
     """
     here = who.here
     job = await run_in_threadpool(who.job, job_id)
-    after = after if last_event_id is None else int(last_event_id)
+    after = int(last_event_id or after)
     accepted = request.headers.get("accept", "")
     if "application/json" in accepted and "text/event-stream" not in accepted:
         return JSONResponse(await run_in_threadpool(_list, here, job, after))

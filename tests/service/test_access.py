@@ -70,7 +70,7 @@ def test_another_tenants_job_does_not_exist(guarded):
             absent.append([(answer.status_code, answer.text) for answer in answers])
         assert absent[0] == absent[1], "nobody can tell another's job from none"
         assert {code for code, _ in absent[0]} == {404}
-        assert status(lambda: client.page(after=job["id"])) == 422
+        assert status(lambda: client.page(after=job["id"])) == 404
         assert client.create(SMALL, idempotency_key="k")["id"] != job["id"]
 
 
