@@ -55,7 +55,7 @@ def _fitting(a: int, b: int, room: int) -> tuple[int, int]:
     if a + b <= room:
         return a, b
     half = room // 2
-    if a > room - half and b > half:
+    if a >= room - half and b >= half:
         return room - half, half
     return (a, room - a) if a < b else (room - b, b)
 
