@@ -42,14 +42,16 @@ def main(argv: list[str] | None = None) -> int:
     rank, stop = int(os.environ["RANK"]), Stop()
     args = _parse(argv, quiet=rank > 0)
     attempts: list[Attempt] = []
-    stop.listen()
     try:
+        stop.listen()
         runs = [rundir.RunDir(path.resolve()) for path in args.run or [args.out]]
         left = [run for run in runs if run.read_result() is None]
         if left and rank == 0:
             if args.out is not None:
                 folder.lay(left[0], student=args.student, given=flags.given(args))
-            attempts += [Attempt(run) for run in left if run.read_job()]
+            for run in left:
+                run.read_job()  # what is no run folder stays untouched
+                attempts.append(Attempt(run))
         if left:
             _train(left, args, stop, attempts)
         for run in runs:

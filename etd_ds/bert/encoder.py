@@ -108,7 +108,7 @@ class _Attention:
 
     def __init__(self, segments: Segments, x: Tensor) -> None:
         self.segments = segments
-        # flash attention over segments of any length exists for half precision only
+        # flash attention over segments of any length exists for half precision, and for head sizes that 8 divides
         self.varlen: dict[str, Any] | None = None
         if x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and segments.keys == segments.lengths:
             edges = torch.tensor((0, *segments.lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32)
@@ -117,7 +117,7 @@ class _Attention:
             self.varlen = {"cu_seq_q": edges, "cu_seq_k": edges, "max_q": longest, "max_k": longest}
 
     def __call__(self, q_TND: Tensor, k_TND: Tensor, v_TND: Tensor) -> Tensor:
-        if self.varlen is not None:
+        if self.varlen is not None and q_TND.shape[-1] % 8 == 0:
             from torch.nn.attention.varlen import varlen_attn
 
             context = varlen_attn(q_TND, k_TND, v_TND, **self.varlen)

@@ -9,6 +9,8 @@ from etd_ds.engine.runtime import Update
 
 # A loss so many times the first one does not come back.
 DIVERGED = 100.0
+# A first loss below this is as good as none: a student that is its teacher begins at 0.
+SMALL = 0.01
 
 
 def check(loss: float, update: Update, *, step: int, batch_size: int, first_loss: float) -> None:
@@ -25,7 +27,7 @@ def check(loss: float, update: Update, *, step: int, batch_size: int, first_loss
         raise errors.TrainingError(
             f"fp16 gradients overflow at {where} even at loss scale 1; choose precision bf16 or fp32"
         )
-    if loss > DIVERGED * first_loss:
+    if loss > DIVERGED * max(first_loss, SMALL):
         raise errors.TrainingError(
             f"the loss grew from {first_loss:.4g} to {loss:.4g} at {where}: the run diverged; lower learning_rate or "
             "raise warmup_ratio",

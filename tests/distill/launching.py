@@ -3,6 +3,7 @@
 `Fatal` moments let a test kill a rank with SIGKILL at an exact place, also in the middle of a save.
 """
 
+import datetime
 import multiprocessing
 import os
 import signal
@@ -80,7 +81,7 @@ def _rank(argv, env, rank, fatal):
     from etd_ds import train
 
     os.environ |= {**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    if fatal is not None and (rank == 0 or fatal == "fp16"):
+    if fatal is not None and (rank == 0 or fatal in ("fp16", "impatient")):
         _arm(fatal)
     os._exit(train.main(argv))
 
@@ -106,8 +107,9 @@ def _hang() -> None:
 
 
 def _arm(moment: str) -> None:
-    """`fp16` lets this CPU train in it, `hang` hangs in the first step. `step N` dies when its event is written,
-    `state N`, `rename N` and `pointer N` within the save of checkpoint N.
+    """`fp16` lets this CPU train in it, `hang` hangs in the first step, `impatient` waits 5 s for its peers.
+
+    `step N` dies when its event is written, `state N`, `rename N` and `pointer N` within the save of checkpoint N.
     """
     from etd_ds.contract import events, rundir
     from etd_ds.engine import checkpoint
@@ -116,6 +118,11 @@ def _arm(moment: str) -> None:
         return _pretend_fp16()
     if moment == "hang":
         return _hang()
+    if moment == "impatient":
+        from etd_ds.engine import ranks
+
+        ranks.TIMEOUT = datetime.timedelta(seconds=5)
+        return None
     kind, number = moment.split()
 
     def die(*_args, **_options):

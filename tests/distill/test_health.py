@@ -35,6 +35,12 @@ def test_what_can_be_survived_is_let_pass(loss, update):
     health.check(loss, update, step=5, batch_size=8, first_loss=3.0)
 
 
+def test_a_student_that_begins_as_its_teacher_may_lose_a_little():
+    health.check(0.5, FINE, step=5, batch_size=8, first_loss=-1e-9)
+    with pytest.raises(errors.TrainingError, match="diverged"):
+        health.check(1.5, FINE, step=5, batch_size=8, first_loss=-1e-9)
+
+
 def test_a_window_means_over_its_steps_and_starts_anew():
     window = Window(("attention", "hidden"))
     window.add([1.0, 4.0], tokens=30, slots=40, seconds=0.5)

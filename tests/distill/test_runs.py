@@ -249,6 +249,14 @@ def test_json_of_the_attempt_names_the_process_to_signal(whole):
     assert claim.keys() == {"token", "host", "pid"}
 
 
+def test_a_silent_peer_is_given_up(make_run, cache):
+    run = make_run(steps=10_000, checkpoint_every=10_000, validate_every=10_000)
+    ranks = launching.start(run.root, cache=cache, config=CONFIGS / "cpu.json", fatal="impatient")
+    _signal_after_a_step(run, ranks[1], signal.SIGSTOP)
+    assert launching.finish(ranks)[0] == 1
+    assert _of(run, events.End)[-1].outcome == "failed"
+
+
 def test_a_rank_that_hangs_is_ended_by_the_watchdog(make_run, cache):
     run = make_run()
     assert _train(run, cache, "cpu", world_size=1, fatal="hang") == [1]
