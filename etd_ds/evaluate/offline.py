@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import re
 import tarfile
@@ -169,8 +170,9 @@ class _Neighbours:
         """Up to `count` neighbours that fit."""
         group = self._by_group[self._group(article)]
         start = _number("neighbour " + article.title) % len(group)
-        turned = group[start:] + group[:start]
-        return [other for other in turned if other.title != article.title and fits(other)][:count]
+        turned = itertools.chain(group[start:], group[:start])
+        fitting = (other for other in turned if other.title != article.title and fits(other))
+        return list(itertools.islice(fitting, count))
 
     @staticmethod
     def _group(article: _Article) -> tuple[str, str]:

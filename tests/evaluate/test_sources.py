@@ -112,10 +112,14 @@ def test_squad_answers_must_stand_where_they_say(tmp_path: Path) -> None:
         door.open_task(tasks.TASKS["squad"], tmp_path)
 
 
-@pytest.mark.parametrize("name", ["wiki_topic", "wiki_pair", "wiki_span"])
-def test_offline_tasks_are_split_by_title_and_the_same_every_time(name: str) -> None:
+# scores can be compared only while these stand: a change needs a dated line in docs/LOG.md
+PINNED = {"wiki_topic": "89dc647eec13", "wiki_pair": "90d9279c7060", "wiki_span": "33daa2f0acfc"}
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_offline_tasks_are_split_by_title_and_do_not_move(name: str) -> None:
     material = door.open_task(tasks.TASKS[name], None)
-    assert material.sha256() == door.open_task(tasks.TASKS[name], None).sha256()
+    assert material.sha256().startswith(PINNED[name])
     assert len(material.train) > 4000
     assert all(len(rows) > 500 for rows in material.evaluations.values())
     # what identifies an article: its summary, or the three summaries that it is looked for in
