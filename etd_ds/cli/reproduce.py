@@ -22,7 +22,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--together", type=int, default=4, metavar="N", help="students that share a teacher's forward pass (default: 4)"
     )
-    parser.add_argument("--no-downstream", dest="downstream", action="store_false", help="distill only, score nothing")
+    parser.add_argument(
+        "--tasks", nargs="*", metavar="NAME", help="score these downstream tasks, or none (default: the scale's)"
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="of the tasks' files, as `etd-ds evaluate --data`")
     parser.add_argument("--list", action="store_true", help="print the rows and the scale's specs, run nothing")
     parser.add_argument(
         "--cache", type=Path, default=launch.default_cache(), metavar="DIR", help="default: %(default)s"
@@ -31,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from etd_ds.evaluate import recipes
+    from etd_ds.evaluate import recipes, tasks
 
     found = recipes.read(args.recipes)
     if args.scale not in found.scales:
@@ -43,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = [found.row(name) for name in args.rows] if args.rows else found.runnable()
     if idle := [row.name for row in chosen if row.spec is None]:
         raise errors.EtdError(f"rows: {idle[0]!r} is no run of its own; leave it out", field="rows", got=idle[0])
+    tasks.named(args.tasks or [])
     seeds = tuple(dict.fromkeys(args.seeds or found.scales[args.scale].seeds))
     if args.list:
         for row in chosen:
@@ -58,11 +62,13 @@ def run(args: argparse.Namespace) -> int:
         args.cache,
         slots=args.slots,
         together=args.together,
+        tasks=None if args.tasks is None else tuple(args.tasks),
+        data=args.data.resolve() if args.data else None,
         tell=lambda text: print(f"etd-ds: {text}", file=sys.stderr, flush=True),
         report=progress.bar(quiet=args.quiet),
     )
     asked = reproduction.Reproduction(
         recipes=found, scale=args.scale, seeds=seeds, rows=tuple(row.name for row in chosen)
     )
-    workshop.reproduce(asked, downstream=args.downstream)
+    workshop.reproduce(asked)
     return 0

@@ -16,7 +16,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 from etd_ds.contract import errors, launch
-from etd_ds.evaluate.recipes import Scale
 from etd_ds.stages import progress
 from etd_ds.stages.distill import OWN
 from etd_ds.stages.extract import check, extract
@@ -37,6 +36,10 @@ class Workshop:
     cache: Path
     slots: int = 1
     together: int = 4
+    tasks: tuple[str, ...] | None = None
+    """Downstream tasks; none means the scale's."""
+    data: Path | None = None
+    """Where their files are, as `etd-ds evaluate --data`."""
     tell: Callable[[str], None] = print
     report: progress.Report | None = None
     _children: set[subprocess.Popen[bytes]] = field(default_factory=set)
@@ -48,7 +51,7 @@ class Workshop:
         for slot in range(self.slots):
             self._free.put(slot)
 
-    def reproduce(self, asked: Reproduction, *, downstream: bool = True) -> None:
+    def reproduce(self, asked: Reproduction) -> None:
         """All that is missing. Raises `TrainingError` at the end, naming what failed; the rest is done by then."""
         keep(self.out, asked)
         cast = members(self.out, asked)
@@ -62,8 +65,11 @@ class Workshop:
                 self.tell(f"extract {number}/{len(cast)}: {_name([member])}")
                 extract(member.run, cache=self.cache, report=self.report)
         failed = self._all([(f"distill {_name(group)}", partial(self._train, group)) for group in self._groups(cast)])
-        if downstream and asked.recipes.scales[asked.scale].tasks:
-            failed += self._all(list(self._scoring(asked, cast)))
+        at = asked.recipes.scales[asked.scale]
+        tasks = at.tasks if self.tasks is None else self.tasks
+        if tasks:
+            argv = [*at.evaluate.argv(), "--task", *tasks, *(["--data", str(self.data)] if self.data else [])]
+            failed += self._all(list(self._scoring(argv, cast)))
         if failed:
             raise errors.TrainingError(
                 f"{len(failed)} of the commands failed: {'; '.join(failed)}. Mend the cause and start the same command "
@@ -99,19 +105,20 @@ class Workshop:
 
     # ---------------------------------------------------------------- scoring
 
-    def _scoring(self, asked: Reproduction, cast: Sequence[Member]) -> Iterator[tuple[str, Work]]:
-        at = asked.recipes.scales[asked.scale]
+    def _scoring(self, argv: Sequence[str], cast: Sequence[Member]) -> Iterator[tuple[str, Work]]:
+        """Every finished student and the teacher, fine-tuned by `etd-ds evaluate` with these arguments."""
         for member in cast:
             if member.run.read_result() is not None:
                 name = f"score {_name([member])}"
-                yield name, partial(self._score, str(member.run.student), member.scores, at, member.seed)
+                yield name, partial(self._score, str(member.run.student), member.scores, [*argv, *_seed(member)])
         teacher = cast[0].run.read_job().teacher
-        yield "score the teacher", partial(self._score, teacher, self.out / "scores" / TEACHER, at, asked.seeds[0])
+        folder = self.out / "scores" / TEACHER
+        yield "score the teacher", partial(self._score, teacher, folder, [*argv, *_seed(cast[0])])
 
-    def _score(self, model: str, out: Path, at: Scale, seed: int, slot: int) -> str | None:
+    def _score(self, model: str, out: Path, more: Sequence[str], slot: int) -> str | None:
         out.mkdir(parents=True, exist_ok=True)
         argv = [sys.executable, "-m", "etd_ds.cli", "evaluate", "--model", model, "--out", str(out)]
-        argv += ["--cache", str(self.cache), "--seeds", str(seed), "--quiet", *at.evaluate.argv(), "--task", *at.tasks]
+        argv += ["--cache", str(self.cache), "--quiet", *more]
         one = {"CUDA_VISIBLE_DEVICES": str(slot)} if _gpus() and self.slots > 1 else {}
         code = self._run(argv, out / "log.txt", ranks=1, more=one)
         return None if code == 0 else f"scoring {model} (exit code {code}, {out / 'log.txt'})"
@@ -180,6 +187,10 @@ class Workshop:
 
 def _name(group: Sequence[Member]) -> str:
     return f"{', '.join(member.row.name for member in group)}, seed {group[0].seed}"
+
+
+def _seed(member: Member) -> list[str]:
+    return ["--seeds", str(member.seed)]
 
 
 def _gpus() -> int:
