@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -23,6 +22,8 @@ class Fitted:
 
     state: dict[str, Tensor]
     losses: tuple[float, ...]
+    features: str
+    """In which precision the encoder's features were computed."""
 
 
 def fit(
@@ -62,7 +63,8 @@ def fit(
         optimizer.step()
         losses.append(loss / count)
         report(step + 1)
-    return Fitted({name: parameter.detach() for name, parameter in state.items()}, tuple(losses))
+    features = str(encoder.dtype).removeprefix("torch.")
+    return Fitted({name: parameter.detach() for name, parameter in state.items()}, tuple(losses), features)
 
 
 def _frozen(bert: BertModel) -> BertModel:
@@ -72,12 +74,11 @@ def _frozen(bert: BertModel) -> BertModel:
 
 
 def _start(bert: BertModel, frequency_V: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """Transform = the identity plus a little noise, so that the encoder's own features are the starting point."""
+    """BERT's own start for the transform, and the log frequency of each token for the decoder's bias."""
     H, device = bert.config.hidden_size, bert.embeddings.word_embeddings.weight.device
     smoothed_V = frequency_V.double() + 1.0
     start = {name: torch.zeros(H) for name in axes.HEADS["mlm"]}
-    noise_HH = torch.empty(H, H).normal_(0.0, 0.02 / math.sqrt(H / 384), generator=generator)
-    start[scoring.TRANSFORM + "dense.weight"] = noise_HH
+    start[scoring.TRANSFORM + "dense.weight"] = torch.empty(H, H).normal_(0.0, 0.02, generator=generator)
     start[scoring.TRANSFORM + "LayerNorm.weight"] = torch.ones(H)
     start[scoring.DECODER_BIAS] = (smoothed_V / smoothed_V.sum()).log().float()
     return {name: value.to(device) for name, value in start.items()}

@@ -74,14 +74,14 @@ def find(
                 heads, about = _own_heads(weights, device), {"fitted": False}
             else:
                 heads, about = task.fitted_head(cache / "heads" / store.key(basis | {"mlm_head_steps": fitted_steps}))
-            info = {"corpus": job.corpus, "corpus_sha256": digest, "sentences": len(lines)}
-            info |= {"reduction": job.importance_reduction, "mlm_head": about}
+            info = {"sentences": len(lines), "reduction": job.importance_reduction, "mlm_head": about}
             task.score(folder, heads, info, pairs="nsp" in weights.parts)
             entry = store.load(folder)
         entry = entry or store.load(folder)
     if entry is None:
         raise OSError(f"{folder}: the scores just written cannot be read back; is the disk full or damaged?")
-    return Found(importance.Scores(**entry.tensors), cached, digest, entry.info | {"sha256": entry.sha256})
+    provenance = {"corpus": job.corpus, "corpus_sha256": digest} | entry.info | {"sha256": entry.sha256}
+    return Found(importance.Scores(**entry.tensors), cached, digest, provenance)
 
 
 def _device() -> torch.device:
@@ -127,6 +127,7 @@ class _Task:
         )
         tail = fitted.losses[-10:]
         about = {"fitted": True, "steps": steps, "loss": [fitted.losses[0], sum(tail) / len(tail)]}
+        about["features"] = fitted.features
         store.store(folder, {name: t.cpu() for name, t in fitted.state.items()}, about)
 
     def score(self, folder: Path, heads: Mapping[str, Tensor], info: dict[str, Any], *, pairs: bool) -> None:
