@@ -39,23 +39,17 @@ def newest(path: Path) -> Iterator[events.Event]:
                 continue
 
 
-def last_step(path: Path) -> tuple[events.Attempt | None, events.Step | None]:
-    """The newest attempt that is in sight and the newest step of it."""
-    step = None
-    for event in newest(path):
-        if isinstance(event, events.Step) and step is None:
-            step = event
-        if isinstance(event, events.Attempt):
-            return event, step
-    return None, step
+def last_step(path: Path) -> events.Step | events.Attempt | None:
+    """The newest step, or the attempt that has not made one yet."""
+    return next((event for event in newest(path) if isinstance(event, events.Step | events.Attempt)), None)
 
 
 def progress(path: Path) -> dict[str, object] | None:
     """The newest numbers of a run's events, or `None` before there are any."""
-    attempt, step = last_step(path)
-    if step is None:
-        return {"step": attempt.step, "steps": attempt.steps} if attempt is not None else None
-    return step.model_dump(exclude={"type", "grad_norm", "loss_scale"})
+    found = last_step(path)
+    if isinstance(found, events.Step):
+        return found.model_dump(exclude={"type", "grad_norm", "loss_scale"})
+    return None if found is None else {"step": found.step, "steps": found.steps}
 
 
 def last_end(path: Path) -> events.End | None:

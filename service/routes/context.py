@@ -37,7 +37,9 @@ class Context:
     """When the scheduler last worked."""
     draining: bool = False
     """Set when the server is asked to go; open streams then end."""
-    version: str = field(default="")
+    version: str = ""
+    watched: dict[str, tuple[float, Job | None]] = field(default_factory=dict)
+    """Jobs that are followed, and when each was last looked up."""
 
     def run(self, job: Job) -> rundir.RunDir:
         return rundir.RunDir(self.settings.runs / job.id)

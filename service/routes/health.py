@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 
+from etd_ds.contract import events
 from service import tail
 from service.metrics import gauge
 from service.problems import documented
@@ -65,8 +66,8 @@ def metrics(who: Operator) -> PlainTextResponse:
     free, (oldest, waited) = here.store.free_slots(), here.store.waits()
     speed = 0.0
     for job in here.store.page(status=("running",), limit=500):
-        _, step = tail.last_step(here.run(job).events)
-        speed += step.tokens_per_second if step else 0.0
+        step = tail.last_step(here.run(job).events)
+        speed += step.tokens_per_second if isinstance(step, events.Step) else 0.0
     lines = [
         *gauge("etd_jobs", (({"status": status}, count) for status, count in here.store.counts().items())),
         *gauge("etd_failed_jobs", (({"code": code}, count) for code, count in here.store.failures().items())),

@@ -64,7 +64,7 @@ def page(
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
     status: Annotated[list[Status], Query()] = [],  # noqa: B006 (FastAPI copies it)
     label: Annotated[list[Label], Query(max_length=20)] = [],  # noqa: B006
-) -> dict[str, Any]:
+) -> JSONResponse:
     """The newest jobs first. `next`, when it is not null, is the `after` of the following page."""
     before = None
     if after:
@@ -73,13 +73,13 @@ def page(
     found = who.here.store.page(tenant=who.tenant, before=before, status=status, labels=wanted, limit=limit + 1)
     base = prefix(request)
     shown = [job_json(who.here, job, base, brief=True) for job in found[:limit]]
-    return {"data": shown, "next": found[limit - 1].id if len(found) > limit else None}
+    return JSONResponse({"data": shown, "next": found[limit - 1].id if len(found) > limit else None})
 
 
 @router.get("/jobs/{job_id}", responses=documented(401, 403, 404))
-def show(job_id: str, request: Request, who: Reader) -> dict[str, Any]:
+def show(job_id: str, request: Request, who: Reader) -> JSONResponse:
     """One job."""
-    return job_json(who.here, who.job(job_id), prefix(request))
+    return JSONResponse(job_json(who.here, who.job(job_id), prefix(request)))
 
 
 @router.delete("/jobs/{job_id}", status_code=204, response_class=Response, responses=documented(401, 403, 404, 409))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -24,6 +25,7 @@ router = APIRouter(tags=["jobs"])
 
 _LOOK_SECONDS = 0.3
 _PING_SECONDS = 15.0
+_WATCHED = 1000
 _LOG_BYTES = 1 << 20
 _RAW = {"X-Accel-Buffering": "no", "X-Content-Type-Options": "nosniff"}
 _CONTENT: dict[str, dict[str, str]] = {"text/event-stream": {}, "application/json": {}}
@@ -70,7 +72,7 @@ async def _follow(here: Context, started: Job, lines: int) -> AsyncIterator[byte
     for line in tail.last_lines(path, lines, limit=_LOG_BYTES):
         yield line.encode() + b"\n"
     while True:
-        job = await run_in_threadpool(here.store.get, started.id)
+        job = await _now(here, started.id)
         for whole in events.lines(path, offset):
             offset = whole.end
             if line := tail.clean(whole.text.rstrip("\r").rsplit("\r", 1)[-1]):
@@ -94,7 +96,7 @@ async def _stream(here: Context, job_id: str, offset: int) -> AsyncIterator[byte
     silent = 0.0
     while True:
         # the status is read before the file: whoever has ended writes no more
-        job = await run_in_threadpool(here.store.get, job_id)
+        job = await _now(here, job_id)
         if job is None:
             return
         for line in events.lines(here.run(job).events, offset):
@@ -112,6 +114,17 @@ async def _stream(here: Context, job_id: str, offset: int) -> AsyncIterator[byte
         if silent >= _PING_SECONDS:
             silent = 0.0
             yield KEEPALIVE_COMMENT
+
+
+async def _now(here: Context, job_id: str) -> Job | None:
+    """The job as it is; all watchers of a job share one look at the database, unless it is about to end for them."""
+    at, job = here.watched.get(job_id, (0.0, None))
+    if time.monotonic() - at >= _LOOK_SECONDS / 2 or job is None or job.status in ENDED:
+        job = await run_in_threadpool(here.store.get, job_id)
+        here.watched[job_id] = time.monotonic(), job
+        while len(here.watched) > _WATCHED:
+            del here.watched[next(iter(here.watched))]
+    return job
 
 
 def _sent(offset: int, kind: str, text: str) -> bytes:
