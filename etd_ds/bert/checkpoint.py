@@ -17,7 +17,6 @@ import tokenizers
 import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel
-from transformers.activations import ACT2FN
 
 from etd_ds.bert import hub, tokenizer
 from etd_ds.contract import errors, rundir, shape, teachers
@@ -35,6 +34,9 @@ _INHERITED = {
     "layer_norm_eps": 1e-12,
     "pad_token_id": 0,
 }
+# Without parameters of their own, and differentiable.
+_ACTIVATIONS = ("gelu", "gelu_new", "gelu_fast", "gelu_python", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu")
+_JSON_BYTES = 16 << 20
 _LEGACY = {".gamma": ".weight", ".beta": ".bias"}
 # Stored by older versions: a constant, and the decoder, which is the word embedding and the bias again.
 _REDUNDANT = ("embeddings.position_ids", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
@@ -113,13 +115,9 @@ def _sha256(path: Path, mtime_ns: int, size: int) -> str:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a folder as plain data, checked for what we cannot do. Raises `TeacherError`."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise errors.TeacherError("teacher: wanted a Hugging Face folder, it has no config.json") from None
-    except ValueError as error:
-        raise errors.TeacherError(f"teacher: its config.json is not JSON ({error})") from None
+    if not (folder / "config.json").is_file():
+        raise errors.TeacherError("teacher: wanted a Hugging Face folder, it has no config.json")
+    config = _json(folder / "config.json")
     if not isinstance(config, dict):
         raise errors.TeacherError("teacher: its config.json is not a JSON object")
     shape.from_config(config)
@@ -130,12 +128,21 @@ def read_config(folder: Path) -> dict[str, Any]:
         elif type(default) is int:
             good = value is None or (type(value) is int and 0 <= value < config["vocab_size"])
         else:
-            good = isinstance(value, str) and value in ACT2FN
+            good = value in _ACTIVATIONS
         if not good:
             raise errors.TeacherError(f"teacher: its config.json has {key} = {value!r}, which BERT cannot have")
     if config.get("tie_word_embeddings", True) is not True:
         raise errors.TeacherError("teacher: its MLM decoder is not tied to the word embeddings, which is not supported")
     return config
+
+
+def _json(path: Path) -> Any:
+    try:
+        if path.stat().st_size > _JSON_BYTES:
+            raise ValueError("it is too large")
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise errors.TeacherError(f"teacher: its {path.name} is not JSON that we can read ({error})") from None
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -146,8 +153,8 @@ def _weight_files(folder: Path) -> list[Path]:
     if not index.is_file():
         raise _no_safetensors(folder.name)
     try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        names = sorted(set(_json(index)["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError) as error:
         raise errors.TeacherError(f"teacher: its {INDEX} is damaged ({error})") from None
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):

@@ -184,6 +184,8 @@ BAD = {
     "decoder": (config(is_decoder=True), "is_decoder"),
     "untied": (config(tie_word_embeddings=False), "tied"),
     "activation": (config(hidden_act="os.system"), "hidden_act"),
+    "activation with weights": (config(hidden_act="prelu"), "hidden_act"),
+    "huge config": (config(note="x" * (17 << 20)), "too large"),
     "epsilon": (config(layer_norm_eps=float("nan")), "layer_norm_eps"),
     "heads": (config(num_attention_heads=5), "not divisible"),
 }
