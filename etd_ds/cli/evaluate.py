@@ -62,8 +62,10 @@ def run(args: argparse.Namespace) -> int:
     from etd_ds.stages import progress
 
     model = checkpoint.resolve(args.model, args.cache)
-    for _, task in chosen:
+    for paper, task in chosen:
         tasks.check(task, model.shape.positions)
+        if len(chosen) > 1:
+            door.open_task(paper, args.data)  # files that are missing are missed now, not after hours
     joined = ranks.join()
     limited = args.train_limit is not None or args.eval_limit is not None
     found = []

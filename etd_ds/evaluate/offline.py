@@ -1,11 +1,7 @@
-"""Tasks made from two small packages, for machines that reach no hub. Nothing random: every choice is a hash.
-
-A title, or a text where there is none, is in one split only, with everything that is made from it.
-"""
+"""Tasks made from small packages, for machines that reach no hub. Nothing random: every choice is a hash."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import json
@@ -17,7 +13,9 @@ from typing import NamedTuple
 
 from etd_ds.contract import errors, rundir
 from etd_ds.data import sources
-from etd_ds.evaluate.examples import Answer, Example, Labelled, Material, Question
+from etd_ds.evaluate import wordnet
+from etd_ds.evaluate.examples import Answer, Labelled, Material, Question
+from etd_ds.evaluate.splits import Splits, number_of, split_of
 from etd_ds.evaluate.tasks import TASKS, Offline, Task
 
 VADER = "vaderSentiment-3.3.2.tar.gz"
@@ -37,7 +35,7 @@ def load(task: Task, folder: Path | None) -> Material:
 
 def movie_sst2(folder: Path | None) -> Material:
     """Human ratings of some 10,000 sentences of film reviews [Hutto & Gilbert 2014], as negative or positive."""
-    splits = _Splits()
+    splits = Splits()
     for rating, text in _snippets(folder):
         if abs(rating) >= _NEUTRAL:
             splits.add(text, Labelled(text, None, float(rating > 0)))
@@ -86,7 +84,7 @@ class _Article(NamedTuple):
 
 def wiki_topic(folder: Path | None) -> Material:
     """Which of eleven topics is a Wikipedia summary about?"""
-    labels, splits = TASKS["wiki_topic"].labels, _Splits()
+    labels, splits = TASKS["wiki_topic"].labels, Splits()
     for article in _articles():
         splits.add(article.title, Labelled(article.text, None, float(labels.index(article.topic))))
     return splits.material()
@@ -97,7 +95,7 @@ def wiki_pair(folder: Path | None) -> Material:
 
     Of 50 wrong descriptions the one is taken that shares most words with the summary: else overlap alone decides.
     """
-    splits, described = _Splits(), _Neighbours(_described())
+    splits, described = Splits(), _Neighbours(_described())
     for article in described.all:
         hidden = _mentions(article.title, re.IGNORECASE).sub("it", article.text)
         splits.add(article.title, Labelled(article.description, hidden, 1.0))
@@ -111,14 +109,14 @@ def wiki_pair(folder: Path | None) -> Material:
 
 def wiki_span(folder: Path | None) -> Material:
     """The title that a description fits, to be found among three summaries of one topic. SQuAD's format."""
-    splits, described = _Splits(), _Neighbours(_described())
+    splits, described = Splits(), _Neighbours(_described())
     for article in described.all:
         mentions = _mentions(article.title)
         if not mentions.search(article.text):
             continue
         others = described.of(article, 2, lambda other, here=article: here.title not in other.text)  # type: ignore[misc]
         texts = [other.text for other in others]
-        texts.insert(_number("place " + article.title) % (len(texts) + 1), article.text)
+        texts.insert(number_of("place " + article.title) % (len(texts) + 1), article.text)
         context = " ".join(texts)
         answers = tuple(Answer(article.title, match.start()) for match in mentions.finditer(context))
         question = f"Which is described as: {article.description}?"
@@ -169,42 +167,24 @@ class _Neighbours:
     def of(self, article: _Article, count: int, fits: Callable[[_Article], bool]) -> list[_Article]:
         """Up to `count` neighbours that fit."""
         group = self._by_group[self._group(article)]
-        start = _number("neighbour " + article.title) % len(group)
+        start = number_of("neighbour " + article.title) % len(group)
         turned = itertools.chain(group[start:], group[:start])
         fitting = (other for other in turned if other.title != article.title and fits(other))
         return list(itertools.islice(fitting, count))
 
     @staticmethod
     def _group(article: _Article) -> tuple[str, str]:
-        return article.topic, _split(article.title)
-
-
-# ---------------------------------------------------------------- splits
-
-
-class _Splits:
-    """Examples by the split of their key: 80 % train, 10 % dev, 10 % test."""
-
-    def __init__(self) -> None:
-        self._rows: dict[str, list[Example]] = {"train": [], "dev": [], "test": []}
-
-    def add(self, key: str, example: Example) -> None:
-        self._rows[_split(key)].append(example)
-
-    def material(self) -> Material:
-        return Material(self._rows["train"], {name: self._rows[name] for name in ("dev", "test")})
-
-
-def _split(key: str) -> str:
-    return {0: "test", 1: "dev"}.get(_number(key) % 10, "train")
-
-
-def _number(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+        return article.topic, split_of(article.title)
 
 
 def _plain(text: str) -> str:
     return " ".join(text.split())
 
 
-_MAKERS = {maker.__name__: maker for maker in (movie_sst2, wiki_topic, wiki_pair, wiki_span)}
+_MAKERS = {
+    "movie_sst2": movie_sst2,
+    "wordnet_isa": wordnet.isa,
+    "wiki_topic": wiki_topic,
+    "wiki_pair": wiki_pair,
+    "wiki_span": wiki_span,
+}

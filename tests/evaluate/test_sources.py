@@ -145,6 +145,39 @@ def test_a_missing_or_altered_archive_is_refused_with_the_cure(tmp_path: Path) -
         door.open_task(tasks.TASKS["movie_sst2"], tmp_path)
 
 
+NOUNS = """  1 a licence, which is no synset
+00000001 03 n 01 entity 0 000 | that which is
+00000002 03 n 01 tool 0 001 @ 00000001 n 0000 | an implement that is held in the hand and used
+00000003 03 n 01 toy 0 001 @ 00000001 n 0000 | an implement made for nothing but play
+{rows}"""
+ROW = (
+    "{key:08} 06 n 02 small_thing{key} 0 gadget 1 002 #p 00000009 n 0000 @ 00000002 n 0000 "
+    '| a thing number {key} that cuts wood well; "he took it"'
+)
+
+
+def test_wordnet_pairs_a_definition_with_its_parent_and_with_the_parents_sibling(tmp_path: Path) -> None:
+    (tmp_path / "data.noun").write_text(NOUNS.format(rows="\n".join(ROW.format(key=key) for key in range(10, 90))))
+    material = door.open_task(tasks.TASKS["wordnet_isa"], tmp_path)
+    rows = [*material.train, *material.evaluations["dev"], *material.evaluations["test"]]
+    assert len(rows) > 20
+    for right, wrong in zip(rows[::2], rows[1::2], strict=True):
+        assert right.a == wrong.a  # type: ignore[union-attr]
+        assert (right.label, wrong.label) == (1.0, 0.0)  # type: ignore[union-attr]
+        word = right.a.split(" is ")[0]  # type: ignore[union-attr]
+        assert right.a == f"{word} is a thing number {word[13:]} that cuts wood well."  # type: ignore[union-attr]
+        assert right.b == f"{word} is a kind of tool."  # type: ignore[union-attr]
+        assert wrong.b == f"{word} is a kind of toy."  # type: ignore[union-attr]
+
+
+def test_a_damaged_wordnet_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(errors.EtdError, match="wordnet-base"):
+        door.open_task(tasks.TASKS["wordnet_isa"], tmp_path)
+    (tmp_path / "data.noun").write_text("not a synset")
+    with pytest.raises(errors.EtdError, match="not in WordNet 3's format"):
+        door.open_task(tasks.TASKS["wordnet_isa"], tmp_path)
+
+
 def test_limits_thin_every_split_evenly() -> None:
     material = door.open_task(tasks.TASKS["wiki_topic"], None)
     few = material.limited(50, 20)
