@@ -14,7 +14,7 @@ import time
 
 import pytest
 import torch
-from conftest import SMALL, Server, processes_of
+from job_server import SMALL, Server, processes_of
 from transformers import AutoModel, AutoTokenizer
 
 from etd_ds.contract import rundir, teachers
