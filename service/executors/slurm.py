@@ -3,7 +3,8 @@
 State is in the job's `slurm` folder, on a disk that all nodes see. Per attempt N: `N.sh` what was handed in, `N.id`
 Slurm's number for it, `N.stop` since when it is asked to leave, `N.refused` why Slurm would not take it; and by the
 script `N.started`, `N.first` (the first failing rank's code) and `N.exit`. `newest` names the one attempt that may
-start; `state.json` is Slurm's view, for people. What the files say counts more than what Slurm says.
+start; `state.json` is Slurm's view, for people. How an attempt ended the files say, whatever Slurm says; whether
+it lives, Slurm says, except that one with a result is over.
 """
 
 from __future__ import annotations
@@ -77,11 +78,15 @@ class SlurmExecutor:
             return Seen(refused=True, words=f"The cluster refused it: {refusal}")
         if not (folder / f"{attempt}.sh").exists():
             return Seen()
-        if not (folder / f"{attempt}.exit").exists():
+        ended = (folder / f"{attempt}.exit").exists()
+        # without a result the script may have ended before all ranks have been killed: that is Slurm's to say
+        if not (ended and run.result.exists()):
             listed = self._list()
             entry = None if listed is None else listed.get(comment(job_id, attempt))
             self._tell(folder, attempt, entry, known=listed is not None)
-            if listed is None or (entry is not None and not entry.ended) or not self._is_over(job_id, attempt, folder):
+            if listed is None or (entry is not None and not entry.ended):
+                return Seen(started=True, alive=True)
+            if not ended and not self._is_over(job_id, attempt, folder):
                 return Seen(started=True, alive=True)
         # what the script wrote before it ended is there to be read by now
         entry = (self._listed or {}).get(comment(job_id, attempt))

@@ -30,9 +30,9 @@ class Server:
     def cache(self) -> Path:
         return self.root / "cache"
 
-    def start(self, *more: str) -> Server:
+    def start(self, *more: str, cpu: bool = True) -> Server:
         command = [sys.executable, "-c", "import sys; from service.cli import main; sys.exit(main())", "serve"]
-        command += ["--port", "0", "--data-dir", str(self.root / "data"), "--cache", str(self.cache), "--cpu"]
+        command += ["--port", "0", "--data-dir", str(self.root / "data"), "--cache", str(self.cache), *["--cpu"] * cpu]
         command += ["--worker-command", shlex.join((sys.executable, str(DOUBLES / "worker.py")))]
         command += ["--trainer-command", shlex.join((sys.executable, str(DOUBLES / "trainer.py")))]
         command += ["--backoff", "0.01", *self.options, *more]

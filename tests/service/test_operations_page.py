@@ -17,7 +17,7 @@ def test_every_flag_on_the_page_is_one_of_the_server(capsys):
     with pytest.raises(SystemExit):
         main(["serve", "--help"])
     known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
-    foreign = {"--help", "--profile", "--mem"}
+    foreign = {"--help", "--profile", "--mem", "--rm"}  # of docker and sbatch
     assert set(re.findall(r"--[a-z][a-z-]+", PAGE)) - foreign <= known
 
 

@@ -131,6 +131,13 @@ def test_a_job_runs_on_two_nodes_and_ends_with_its_student(server, cluster):
     assert server.client._http.get(job["links"]["student"]).status_code == 200
 
 
+def test_ranks_of_a_node_have_its_gpus(server, cluster):
+    server.start(cpu=False)
+    job = server.client.wait(server.client.create(SMALL)["id"])
+    assert job["status"] == "succeeded"
+    assert [(rank["devices"], rank["LOCAL_RANK"]) for rank in ranks(server, job)] == [("0,1", "0"), ("0,1", "1")] * 2
+
+
 def test_cancel_lets_all_ranks_save_and_leaves_nothing(server, cluster):
     server.start()
     job = running(server)
@@ -194,6 +201,19 @@ def test_the_time_limit_is_no_end(server, cluster):
     assert steps(server, job) == [1, 2, 3]
 
 
+def test_a_preempted_job_goes_on_when_the_nodes_are_free_again(server, cluster):
+    server.start("--slurm-partition", "spare")
+    job = running(server)
+    others = cluster.occupy()
+    until(server, job, "end", outcome="stopped", message="SIGTERM")
+    state(server, job, "PENDING")
+    server.behave("go", "")
+    cluster.cancel(others)
+    job = server.client.wait(job["id"])
+    assert (job["status"], job["attempt"], job["error"]) == ("succeeded", 2, None)
+    assert steps(server, job) == [1, 2, 3]
+
+
 def test_a_server_killed_right_after_sbatch_submits_nothing_twice(server, cluster, tmp_path, monkeypatch):
     real = slurm_cluster.shutil.which("sbatch")
     deadly = tmp_path / "bin" / "sbatch"
@@ -246,12 +266,13 @@ def test_a_lost_node_costs_an_attempt_and_its_trainer_is_fenced(server, cluster)
     assert steps(server, job) == [1, 2, 3], "the old trainer wrote nothing more, the new one went on"
 
 
+@pytest.mark.timeout(300)
 def test_one_request_becomes_a_student_distilled_by_deepspeed_on_two_nodes(cluster, tmp_path, monkeypatch):
-    """Everything real: extraction, batch script, two ranks of DeepSpeed on two nodes, download, stock transformers."""
-    transformers = pytest.importorskip("transformers")
+    """Everything real: extraction, batch script, two ranks of DeepSpeed on two nodes, download."""
     monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
     served = tmp_path / "data"
     command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--data-dir", str(served), "--cpu"]
+    command += ["--cache", str(tmp_path / "cache")]
     command += ["--slurm", "--slurm-nodes", "2", "--slurm-line", "export MASTER_ADDR=127.0.0.1", "--slurm-poll", "0.5"]
     server = Server(tmp_path).launch(command)
     try:
@@ -267,10 +288,8 @@ def test_one_request_becomes_a_student_distilled_by_deepspeed_on_two_nodes(clust
         assert steps(server, job) == list(range(1, REAL["steps"] + 1))
         assert len(cluster.jobs(job["id"])) == 2
         server.client.pull(job["id"], tmp_path / "student")
-        _, report = transformers.AutoModel.from_pretrained(
-            tmp_path / "student", output_loading_info=True, add_pooling_layer=False
-        )
-        assert not report["missing_keys"]
+        config = json.loads((tmp_path / "student" / "config.json").read_text())
+        assert (config["num_hidden_layers"], config["hidden_size"]) == (3, 192)
     finally:
         server.end()
         server.client.close()

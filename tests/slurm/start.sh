@@ -72,6 +72,8 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 EnforcePartLimits=ALL
 PriorityType=priority/multifactor
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 MinJobAge=${JOB_AGE:-300}
 KillWait=2
 SlurmctldTimeout=30
@@ -84,7 +86,8 @@ END
     number=$((number + 1))
     echo "NodeName=n$number NodeHostname=$HOST NodeAddr=127.0.0.1 Port=$port CPUs=$CPUS RealMemory=4000 Gres=gpu:$GPUS State=UNKNOWN"
   done
-  echo "PartitionName=main Nodes=n[1-$NODES] Default=YES MaxTime=INFINITE State=UP"
+  echo "PartitionName=main Nodes=n[1-$NODES] Default=YES MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF"
+  echo "PartitionName=spare Nodes=n[1-$NODES] MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=10"
 } >"$SLURM_CONF"
 
 alive "$LAB/pid/slurmctld.pid" || slurmctld

@@ -30,6 +30,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN if how == "deaf" else lambda number, _: heard.append(number))
     me = cluster.slurm_env(os.environ) | {"node": os.environ["SLURMD_NODENAME"], "pid": str(os.getpid())}
+    me["devices"] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     rundir.publish_json(cache / f"rank-{run.root.name}-{me['RANK']}", me)
     if me["RANK"] == "0":
         return train(run, cache, how, int(me["WORLD_SIZE"]))
