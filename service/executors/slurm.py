@@ -90,7 +90,7 @@ class SlurmExecutor:
                 return Seen(started=True, alive=True)
         # what the script wrote before it ended is there to be read by now
         entry = (self._listed or {}).get(comment(job_id, attempt))
-        started = entry is not None or (folder / f"{attempt}.started").exists()
+        started = ended or entry is not None or (folder / f"{attempt}.started").exists()
         words = f"Slurm says {entry.state} of its job {entry.id}." if entry is not None and entry.ended else ""
         return Seen(started, False, self._exit_code(run, attempt), run.result.exists(), words=words)
 
