@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from etd_ds.contract import errors, launch, rundir, shape, spec, teachers
+from etd_ds.contract import corpora, errors, launch, rundir, shape, spec, teachers
 from service.extraction import Extractor
 from service.problems import Problem, of_error, of_validation
 from service.settings import Settings
@@ -135,15 +135,17 @@ class Admission:
     def _resolve(self, job: spec.JobSpec) -> spec.JobSpec:
         """Aliases become what the operator says they are; a path from outside never gets through."""
         change: dict[str, Any] = {}
-        for field, aliases in (("teacher", self._settings.teachers), ("corpus", self._settings.corpora)):
+        hub = self._settings.hub
+        for field, aliases, parse_hub, form, error in (
+            ("teacher", self._settings.teachers, teachers.parse_hub, "org/name[@commit]", errors.TeacherError),
+            ("corpus", self._settings.corpora, corpora.parse_hub, "org/name[:config][@revision]", errors.CorpusError),
+        ):
             reference: str = getattr(job, field)
             if reference in aliases:
                 change[field] = str(aliases[reference])
-            elif reference != teachers.EMBEDDED and not (self._settings.hub and teachers.parse_hub(reference)):
-                known = ["embedded", *aliases, *(["a hub id such as org/name[@commit]"] if self._settings.hub else [])]
-                kind = errors.TeacherError if field == "teacher" else errors.CorpusError
-                wanted = " | ".join(known)
-                raise kind(f"{field}: wanted {wanted}, got {reference!r}", wanted=wanted, got=reference)
+            elif reference != teachers.EMBEDDED and not (hub and parse_hub(reference)):
+                wanted = " | ".join(["embedded", *aliases, *([f"a hub id such as {form}"] if hub else [])])
+                raise error(f"{field}: wanted {wanted}, got {reference!r}", wanted=wanted, got=reference)
         return job.model_copy(update=change) if change else job
 
 
