@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import tokenizers
 import torch
@@ -43,9 +42,12 @@ def digest(sentences: Sequence[str]) -> str:
 
 
 def read(sentences: Sequence[str], tokenizer: tokenizers.Tokenizer, vocab: int) -> Text:
-    """Tokenize. `vocab` is the model's vocabulary size."""
+    """Tokenize. `vocab` is the model's vocabulary size. Raises `CorpusError` when nothing is left to read."""
     encoded = tokenizer.encode_batch(list(sentences), add_special_tokens=False)
-    return Text(tuple(torch.tensor(one.ids) for one in encoded), tokenize.special(tokenizer), vocab)
+    ids = tuple(torch.tensor(one.ids, dtype=torch.int64) for one in encoded)
+    if not any(map(len, ids)):
+        raise errors.CorpusError(f"corpus: its first {len(ids)} sentences hold no word that the tokenizer knows of")
+    return Text(ids, tokenize.special(tokenizer), vocab)
 
 
 def batches(text: Text, *, positions: int, seed: int, pairs: bool) -> list[scoring.Batch]:
@@ -116,7 +118,7 @@ def _paired(text: Text, positions: int, seed: int) -> tuple[list[Tensor], list[T
 def fit_batches(text: Text, *, seed: int, positions: int) -> Iterator[scoring.Batch]:
     """Rows of running text for fitting an MLM head, 16 × 128 tokens a batch, for ever; each pass masks anew."""
     special, length = text.special, min(FIT_LENGTH, positions)
-    flat = torch.tensor(list(chain.from_iterable(one.tolist() for one in text.ids)))
+    flat = torch.cat(text.ids)
     inner = length - 2
     flat = flat.repeat(-(-FIT_ROWS * inner // len(flat)))  # a very small text is repeated to fill one batch
     rows = flat[: len(flat) // inner * inner].view(-1, inner)

@@ -160,6 +160,16 @@ def test_every_sentence_is_scored_once_and_no_batch_has_padding(teacher, corpus)
     assert 0 < labels.float().mean() < 1
 
 
+def test_sentences_without_a_token_are_passed_over_and_nothing_else_is_refused(teacher):
+    tokenizer = tokenize.open_tokenizer(teacher)
+    text = sentences.read(["The king ruled.", "\u200b"], tokenizer, len(small_teacher.VOCABULARY))
+    assert [len(ids) for ids in text.ids] == [4, 0]
+    assert sum(batch.ids_BS.numel() for batch in sentences.batches(text, positions=16, seed=0, pairs=True)) == 4 + 3
+    assert next(sentences.fit_batches(text, seed=0, positions=8)).ids_BS.shape == (16, 8)
+    with pytest.raises(errors.CorpusError, match="no word"):
+        sentences.read(["\u200b"], tokenizer, len(small_teacher.VOCABULARY))
+
+
 def test_too_few_sentences_and_an_empty_corpus_are_refused_and_nothing_is_written(teacher, corpus, tmp_path):
     with pytest.raises(errors.CorpusError, match=r"wanted 1000 sentences.*holds \d+"):
         find(job(teacher, corpus, importance_sentences=1000), tmp_path / "cache")
