@@ -58,16 +58,19 @@ def main(argv: list[str] | None = None) -> int:
             _tell(rank, f"{run.student} is ready" if run in left else f"{run.result} is there: this run is finished")
         return launch.EXIT_DONE
     except Stopped as stopped:
+        stop.at_once = False
         _tell(rank, f"{stopped}; the same command continues")
         _end(attempts, events.End(outcome="stopped", step=stopped.step, message=str(stopped)))
         return launch.EXIT_STOPPED
     except errors.EtdError as error:
+        stop.at_once = False
         # what one rank finds, all find: one of them says it
         if rank == 0 or isinstance(error, errors.HardwareError):
             _tell(0, str(error))
         _end(attempts, events.End(outcome="failed", step=stop.step, code=error.code, message=str(error)))
         return launch.EXIT_BAD_INPUT
     except Exception as error:
+        stop.at_once = False
         traceback.print_exc()
         _end(attempts, events.End(outcome="failed", step=stop.step, code="crash", message=_summary(error)))
         return EXIT_CRASH

@@ -21,6 +21,8 @@ from etd_ds.engine.config import Hardware
 TIMEOUT = datetime.timedelta(seconds=180)
 # So long rank 0 waits for the others to have heard its verdict.
 PARTING = datetime.timedelta(seconds=20)
+# And so many seconds the others wait for rank 0 to end first when its verdict is an error.
+LAST_WORDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Ranks:
         verdict = json.loads(store.get(name))
         store.add(f"{name} heard", 1)
         if "error" in verdict:
+            # a launcher ends all ranks with the first: let that be rank 0, after it has said what is wrong
+            time.sleep(LAST_WORDS)
             raise errors.EtdError(verdict["error"]["message"])
         return verdict["ok"]
 
