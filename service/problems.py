@@ -11,10 +11,12 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from etd_ds.contract import errors
+from service.reserve import is_full
 
 log = logging.getLogger("etd_jobs")
 
@@ -171,7 +173,7 @@ def install(app: FastAPI) -> None:
         return Problem(422, "bad_input", "; ".join(str(one["message"]) for one in named), errors=named).response()
 
     async def on_disk(request: Request, error: OSError) -> JSONResponse:
-        if error.errno == 28:  # ENOSPC
+        if is_full(error):
             return Problem(507, "disk_full", "The server's disk is full; nothing was changed.").response()
         return await on_bug(request, error)
 
@@ -179,6 +181,14 @@ def install(app: FastAPI) -> None:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return Problem(500, "internal", "Something failed inside the server; its log says what.").response()
 
+    async def on_database(request: Request, error: OperationalError) -> JSONResponse:
+        if is_full(error):
+            return Problem(507, "disk_full", "The server's disk is full; nothing was changed.").response()
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        detail = "The database does not answer; try again."
+        return Problem(503, "database_away", detail, headers={"Retry-After": "10"}).response()
+
+    app.add_exception_handler(OperationalError, on_database)  # type: ignore[arg-type]
     app.add_exception_handler(Problem, on_problem)  # type: ignore[arg-type]
     app.add_exception_handler(errors.EtdError, on_error)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, on_http)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from etd_ds.contract import rundir
 from service import status, tail
 from service.executors import Executor
+from service.reserve import Reserve, is_full
 from service.settings import Settings
 from service.store import Job, Store
 
@@ -26,6 +27,7 @@ class Scheduler:
         self._settings = settings
         self._store = store
         self._executor = executor
+        self._reserve = Reserve(settings.data_dir)
         self._owner = uuid.uuid4().hex
         self._wake = threading.Event()
         self._over = threading.Event()
@@ -57,9 +59,12 @@ class Scheduler:
         while not self._over.is_set():
             try:
                 self.round()
+                self._reserve.keep()
                 self.last_round = time.time()
-            except (OSError, SQLAlchemyError):  # a full disk, a database that is away: both may come back
+            except (OSError, SQLAlchemyError) as error:  # a full disk, a database that is away: both may come back
                 log.exception("the scheduler cannot work just now")
+                if is_full(error):
+                    self._reserve.give_back()
             self._wake.wait(self._settings.tick)
             self._wake.clear()
 

@@ -44,6 +44,16 @@ class Job:
 
 _COLUMNS = [jobs.c[one.name] for one in fields(Job)]
 
+_others = jobs.alias("others")
+_in_use = (
+    sa.select(sa.func.coalesce(sa.func.sum(_others.c.ranks), 0))
+    .where(_others.c.tenant == jobs.c.tenant, _others.c.status == "running")
+    .correlate(jobs)
+    .scalar_subquery()
+)
+_ORDER = (jobs.c.priority.desc(), _in_use, jobs.c.seq)
+"""Who is next: by priority, then the tenant that uses least right now, then by age."""
+
 
 def _job(row: sa.RowMapping) -> Job:
     values: dict[str, Any] = dict(row)
@@ -154,11 +164,11 @@ class Store:
             return connection.execute(jobs.delete().where(jobs.c.id == job_id, idle)).rowcount == 1
 
     def ahead_of(self, job: Job) -> int:
-        """How many queued jobs come before this one."""
-        first = sa.or_(jobs.c.priority > job.priority, sa.and_(jobs.c.priority == job.priority, jobs.c.seq < job.seq))
-        query = sa.select(sa.func.count()).where(jobs.c.status == "queued", first)
+        """How many queued jobs come before this one, as things stand."""
+        query = sa.select(jobs.c.id).where(jobs.c.status == "queued").order_by(*_ORDER)
         with self._database.look() as connection:
-            return int(connection.scalar(query) or 0)
+            waiting = list(connection.scalars(query))
+        return waiting.index(job.id) if job.id in waiting else 0
 
     def unfinished(self, tenant: str) -> int:
         """How many of a tenant's jobs have not ended."""
@@ -218,11 +228,11 @@ class Store:
     def claim(self, owner: str, lease: float) -> Job | None:
         """Take the first queued job, if enough slots are free for it, and give it those: one transaction.
 
-        The first one waits for its slots even when a later one would fit: otherwise big jobs would starve.
+        The first in `_ORDER` waits for its slots even when a later one would fit: otherwise big jobs would starve.
         """
         now = time.time()
         due = sa.and_(jobs.c.status == "queued", jobs.c.not_before <= now)
-        first = sa.select(*_COLUMNS).where(due).order_by(jobs.c.priority.desc(), jobs.c.seq).limit(1)
+        first = sa.select(*_COLUMNS).where(due).order_by(*_ORDER).limit(1)
         with self._database.write() as connection:
             free_ids = sa.select(slots.c.id).where(slots.c.job.is_(None)).order_by(slots.c.id)
             # every claim locks all free slots, so two schedulers claim one after the other

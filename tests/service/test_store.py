@@ -59,6 +59,14 @@ def test_a_big_job_is_not_starved_by_small_ones(store):
     assert store.held("big") == (0, 1)
 
 
+def test_tenants_take_turns(store):
+    store.set_slots(4)
+    for name in ("a1", "a2", "a3", "b1", "b2", "c1"):
+        store.add(job(name, tenant=name[0]))
+    assert [store.claim("me", 10).id for _ in range(4)] == ["a1", "b1", "c1", "a2"]
+    assert [store.ahead_of(store.get(name)) for name in ("b2", "a3")] == [0, 1]
+
+
 def test_settling_needs_lease_and_attempt(store):
     store.add(job("a"))
     claimed = store.claim("me", 10)

@@ -38,6 +38,8 @@ def main() -> None:
             say({"id": asked["id"], "ok": answer})
         except errors.EtdError as error:
             say({"id": asked["id"], "error": error.as_dict()})
+        except OSError:
+            say({"id": asked["id"], "error": {"code": "disk_full", "message": "the disk is full"}})
 
 
 def say(message: dict[str, object]) -> None:
