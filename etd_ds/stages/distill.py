@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -101,14 +102,28 @@ class Trainer:
 
     # ---------------------------------------------------------------- stages
 
+    @functools.cached_property
+    def _teacher(self) -> bert_checkpoint.Teacher:
+        """The weights that the students were cut from: a hub id is asked for by the commit that extraction found."""
+        runs = [seat.run for seat in self.seats if seat.run.plan.exists()]  # a folder made by hand has no plan
+        plans = [run.read_plan() for run in runs]
+        reference = plans[0].teacher_reference if plans else None
+        teacher = bert_checkpoint.resolve(reference or self.job.teacher, self.cache)
+        for run, plan in zip(runs, plans, strict=True):
+            if plan.teacher_sha256 != teacher.sha256:
+                raise errors.RunFolderError(
+                    f"{run.root}: wanted the teacher that its student was cut from, sha256 {plan.teacher_sha256}; "
+                    f"{teacher.reference} now has {teacher.sha256}; extract the student again"
+                )
+        return teacher
+
     def _data(self) -> Corpus:
         """Rank 0 makes the corpus if the cache has it not; then all open it."""
 
         def prepare() -> Corpus:
-            teacher = bert_checkpoint.resolve(self.job.teacher, self.cache)
             return data.prepare(
                 self.job.corpus,
-                tokenizer=teacher.folder,
+                tokenizer=self._teacher.folder,
                 seq_length=self.job.seq_length,
                 validation_sequences=self.job.validation_sequences,
                 cache=self.cache,
@@ -149,9 +164,7 @@ class Trainer:
 
     def _loop(self, seats: Sequence[Seat], corpus: Corpus, steps: int) -> Loop:
         job, ranks = self.job, self.ranks
-        teacher = bert_checkpoint.load_encoder(
-            bert_checkpoint.resolve(job.teacher, self.cache).folder, dtype=DTYPES[self.settings.precision]
-        )
+        teacher = bert_checkpoint.load_encoder(self._teacher.folder, dtype=DTYPES[self.settings.precision])
         distillers = [self._distiller(seat, teacher.config) for seat in seats]
         stream = Stream(
             corpus.train, batch_size=job.batch_size, seed=job.seed, rank=ranks.rank, world_size=ranks.world_size

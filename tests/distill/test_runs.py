@@ -236,6 +236,16 @@ def test_bad_input_ends_all_ranks_with_one_clear_line(make_run, cache, changes, 
     assert says in end.message
 
 
+def test_a_teacher_that_changed_since_extraction_is_refused(make_run, cache):
+    run = make_run()
+    plan = run.read_plan()
+    rundir.publish_json(run.plan, plan.model_copy(update={"teacher_sha256": "0" * 64}))
+    assert _train(run, cache, "cpu", world_size=1) == [launch.EXIT_BAD_INPUT]
+    end = _of(run, events.End)[-1]
+    assert end.code == "bad_run_folder"
+    assert "extract the student again" in end.message
+
+
 def test_a_run_that_diverges_stops_and_says_where(make_run, cache):
     run = make_run(learning_rate=1.0, warmup_ratio=0.0, steps=200, max_grad_norm=1e9)
     assert _train(run, cache, "cpu", world_size=1) == [launch.EXIT_BAD_INPUT]
