@@ -8,8 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 
 from service import status as statuses
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_MIGRATION_LOCK = 704_138
+"""Any number, the same for all servers of a PostgreSQL database."""
 
 metadata = sa.MetaData()
 
@@ -72,8 +78,14 @@ class Database:
             _embed(self.engine)
 
     def create(self) -> None:
-        """Make the tables that are missing."""
-        metadata.create_all(self.engine)
+        """Bring the tables to the newest version; servers that start together do it one after the other."""
+        config = Config()
+        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+        with self.write() as connection:
+            if not self.sqlite:
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:

@@ -67,7 +67,7 @@ def _run_server(args: argparse.Namespace) -> int:
     from service import app  # the client's commands need no web framework
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     slurm = slurm_flags.read(args)
     gpus = 0 if args.cpu or slurm else cuda_devices()
     # a cluster is given more than it can run at once, so that it can choose

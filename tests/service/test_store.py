@@ -6,9 +6,11 @@ import threading
 import time
 
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 
 from etd_ds.contract import spec
-from service.database import Database
+from service.database import Database, metadata
 from service.status import Verdict
 from service.store import Job, Store, Taken
 
@@ -27,6 +29,17 @@ def job(name, **fields):
     ranks = fields.pop("ranks", 1)
     made = spec.JobSpec(layers=1, hidden=12, gpus=ranks)
     return Job(id=name, spec=made, ranks=ranks, created=time.time(), **fields)
+
+
+def test_migrations_lead_to_the_tables_that_the_code_has(tmp_path):
+    database = Database(f"sqlite:///{tmp_path / 'service.db'}")
+    database.create()
+    database.create()
+    with database.look() as connection:
+        there = MigrationContext.configure(connection)
+        assert compare_metadata(there, metadata) == []
+        assert there.get_current_revision() is not None
+    database.close()
 
 
 def test_a_job_comes_back_as_it_went_in(store):
