@@ -73,7 +73,7 @@ class Scheduler:
         for job in self._store.lease(self._owner, self._settings.lease):
             self._reconcile(job)
         while not self._draining.is_set() and (new := self._store.claim(self._owner, self._settings.lease)):
-            log.info("%s starts, attempt %s", new.id, new.attempt)
+            log.info("%s starts, attempt %s", new.id, new.attempt, extra={"job": new.id})
             self._executor.start(new.id, new.attempt, self._store.held(new.id), new.priority)
 
     def _reconcile(self, job: Job) -> None:
@@ -95,7 +95,7 @@ class Scheduler:
         verdict, message = self._explain(job, verdict, seen.words)
         wait = settings.backoff * 2**job.retries if verdict.code != "stopped" else 0.0
         if self._store.settle(job, self._owner, verdict, message=message, wait=wait):
-            log.info("%s is %s %s", job.id, verdict.status, verdict.code)
+            log.info("%s is %s %s", job.id, verdict.status, verdict.code, extra={"job": job.id})
 
     def _explain(self, job: Job, verdict: status.Verdict, words: str) -> tuple[status.Verdict, str]:
         """A failure's code and message: the trainer's own words, if it was able to leave any."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import re
 import shlex
@@ -19,6 +20,17 @@ from service.database import Database
 from service.executors import slurm_flags
 from service.keys import SCOPES, Keys
 from service.settings import CPU_SLOTS, Settings, cuda_devices, environment
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line; JSON escapes whatever control characters came from outside."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {"time": record.created, "level": record.levelname, "logger": record.name}
+        entry |= {"message": record.getMessage(), "job": getattr(record, "job", None)}
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
 
 
 def configure(commands: Any) -> None:
@@ -58,6 +70,7 @@ def _serve(commands: Any) -> None:
         parser.add_argument(f"--{name}", type=float, default=getattr(Settings, name), help=argparse.SUPPRESS)
     parser.add_argument("--retry-killed", action="store_true", help="treat killed trainers like lost ones")
     slurm_flags.add(parser)
+    parser.add_argument("--log-json", action="store_true", help="log one JSON object a line")
     parser.add_argument("--worker-command", type=shlex.split, default=[], help=argparse.SUPPRESS)
     parser.add_argument("--trainer-command", type=shlex.split, default=[], help=argparse.SUPPRESS)
     parser.set_defaults(run=_run_server, url="")
@@ -67,6 +80,8 @@ def _run_server(args: argparse.Namespace) -> int:
     from service import app  # the client's commands need no web framework
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    if args.log_json:
+        logging.getLogger().handlers[0].setFormatter(JsonLines())
     logging.getLogger("alembic").setLevel(logging.WARNING)
     slurm = slurm_flags.read(args)
     gpus = 0 if args.cpu or slurm else cuda_devices()

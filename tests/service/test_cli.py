@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
 from server_process import Server
 
 from etd_ds.contract import rundir
 from service.cli import main
+from service.cli.serving import JsonLines
 
 
 @pytest.fixture
@@ -63,3 +65,12 @@ def test_bad_input_and_no_server_are_exit_code_2(server: Server, say):
     code, _, err = say("submit", "--layers", "9", "--hidden", "192", "--url", server.url)
     assert (code, err.startswith("etd-jobs: layers: wanted 1 to 6")) == (2, True)
     assert say("submit", "--layers", "x", "--hidden", "192", "--url", server.url)[0] == 2
+
+
+def test_log_lines_are_json_whatever_they_hold():
+    record = logging.LogRecord("etd_jobs", logging.INFO, "file", 1, "%s said %s", ("job-1", "a\n\x1b[31mb"), None)
+    record.job = "job-1"
+    line = JsonLines().format(record)
+    assert line.isprintable()
+    assert json.loads(line)["message"] == "job-1 said a\n\x1b[31mb"
+    assert json.loads(line)["job"] == "job-1"
