@@ -52,7 +52,8 @@ class Cut:
         return all(torch.equal(self.embeddings_H, other) for other in others)
 
     def manifest(self) -> dict[str, Any]:
-        """JSON form. `heads` is a list over heads of ascending indices within the head.
+        """JSON form: ascending index lists into the teacher. `heads` counts components of the context vector, so that
+        `query.weight[heads][:, hidden]` is the student's; index // teacher head size is the head.
 
         Only when modules differ, `hidden` is the embeddings' own set, each layer names `hidden_attention` and
         `hidden_ffn`, and `hidden_top` is the set of pooler, NSP and MLM transform.
@@ -61,7 +62,7 @@ class Cut:
         for layer in self.layers:
             entry = {
                 "teacher_layer": layer.teacher_layer,
-                "heads": layer.heads_ND.tolist(),
+                "heads": layer.context_C.tolist(),
                 "ffn": layer.ffn_F.tolist(),
             }
             if not self.consistent:
