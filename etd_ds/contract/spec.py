@@ -78,6 +78,10 @@ class JobSpec(BaseModel):
     """`embedded` (packaged Wikipedia summaries), a hub data set id, or local text, JSON-lines or parquet files."""
     seq_length: Annotated[int, Field(ge=8, le=65536), BeforeValidator(_no_bool)] = 512
     """Tokens per sequence, [CLS] and [SEP] included."""
+    layout: Literal["packed", "pairs"] = "packed"
+    """How text becomes sequences: `packed` fills them with whole documents and parts of them, each attending to
+    itself; `pairs` makes [CLS] A [SEP] B [SEP] of sentences with segment ids, as BERT's pre-training does.
+    A corpus prepared before has its own."""
     validation_sequences: Annotated[int, Field(ge=0, le=100_000), BeforeValidator(_no_bool)] = 128
     """Held-out sequences on which the loss is measured before, during and after training; never trained on."""
 

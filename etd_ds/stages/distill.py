@@ -125,6 +125,7 @@ class Trainer:
                 self.job.corpus,
                 tokenizer=self._teacher.folder,
                 seq_length=self.job.seq_length,
+                layout=self.job.layout,
                 validation_sequences=self.job.validation_sequences,
                 cache=self.cache,
                 seed=self.job.seed,

@@ -236,6 +236,14 @@ def test_bad_input_ends_all_ranks_with_one_clear_line(make_run, cache, changes, 
     assert says in end.message
 
 
+def test_pairs_of_sentences_train_too(plain, make_run, cache):
+    run = make_run(layout="pairs", dropout=0.0)
+    assert _train(run, cache, "cpu", world_size=1) == [launch.EXIT_DONE]
+    packed, pairs = (_of(one, events.Attempt)[0].sequences for one in (plain, run))
+    assert packed != pairs
+    assert run.read_result().validation_after["loss"] < run.read_result().validation_before["loss"]
+
+
 def test_a_teacher_that_changed_since_extraction_is_refused(make_run, cache):
     run = make_run()
     plan = run.read_plan()
