@@ -53,11 +53,11 @@ class Workshop:
 
     def reproduce(self, asked: Reproduction) -> None:
         """All that is missing. Raises `TrainingError` at the end, naming what failed; the rest is done by then."""
-        keep(self.out, asked)
         cast = members(self.out, asked)
         jobs = [asked.recipes.job(member.row, asked.scale, member.seed) for member in cast]
         for job in jobs:
             check(job, self.cache)
+        keep(self.out, asked)
         for member, job in zip(cast, jobs, strict=True):
             lay(member.run, job)
         for number, member in enumerate(cast, 1):
@@ -157,7 +157,7 @@ class Workshop:
             with self._lock:
                 if self._ended:
                     return -signal.SIGTERM
-                # a session of its own, so that a launcher and its ranks can be told to end together
+                # a process group of its own, so that a launcher and its ranks can be told to end together
                 child = subprocess.Popen(
                     argv, stdout=out, stderr=out, env=env, cwd=launch.REPOSITORY, start_new_session=True
                 )
