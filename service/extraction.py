@@ -65,6 +65,10 @@ class Extractor:
         """Cut the student of `run.job` into `run.init`. Raises `Problem`; the folder is then of no use."""
         return rundir.Plan.model_validate(self._ask({"verb": "extract", "run": str(run.root)}))
 
+    def revision(self, run: rundir.RunDir, step: int) -> None:
+        """Make the checkpoint of a step a student under `run.revisions`. Raises `Problem`."""
+        self._ask({"verb": "revision", "run": str(run.root), "step": step})
+
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         if not self._waiting.acquire(blocking=False):
             detail = f"{self._settings.extraction_waiting} requests wait for the extraction already; try again later."

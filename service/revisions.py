@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -47,14 +48,26 @@ def of_run(run: rundir.RunDir) -> dict[str, Revision]:
     result = run.read_result()
     if result is not None:
         found[MAIN] = _revision(run.student, result.files, run.result)
+    for manifest in sorted(run.revisions.glob("*.json")):
+        made = rundir.read_revision(manifest)
+        found[manifest.stem] = _revision(run.revisions / manifest.stem, made.files, manifest)
     if run.plan.exists():
         found[INIT] = _revision(run.init, _digests(run.init, run.plan.stat().st_mtime_ns), run.plan)
     return found
 
 
+def kept_step(run: rundir.RunDir, revision: str) -> int | None:
+    """The step of a revision such as `step-1000`, if a checkpoint of it is kept."""
+    match = re.fullmatch(r"step-([0-9]{1,12})", revision)
+    if match is None or not run.checkpoints.is_dir():
+        return None
+    name = re.compile(f"step-0*{int(match[1])}")
+    return int(match[1]) if any(name.fullmatch(path.name) for path in run.checkpoints.iterdir()) else None
+
+
 def _revision(folder: Path, files: Mapping[str, rundir.FileDigest], published: Path) -> Revision:
     text = "\n".join(f"{name} {digest.sha256}" for name, digest in sorted(files.items()))
-    commit = hashlib.sha1(f"{published.parent.name}\n{text}".encode(), usedforsecurity=False).hexdigest()
+    commit = hashlib.sha1(f"{published}\n{text}".encode(), usedforsecurity=False).hexdigest()
     date = datetime.fromtimestamp(published.stat().st_mtime, timezone.utc)
     return Revision(commit, folder, files, date.isoformat(timespec="milliseconds").replace("+00:00", "Z"))
 

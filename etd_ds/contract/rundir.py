@@ -69,6 +69,11 @@ class RunDir:
         return self.root / "checkpoints"
 
     @property
+    def revisions(self) -> Path:
+        """Students made of checkpoints on demand: a folder each, and beside it `<its name>.json`, a `Revision`."""
+        return self.root / "revisions"
+
+    @property
     def student(self) -> Path:
         """The distilled student, a stock Hugging Face folder holding `STUDENT_FILES`."""
         return self.root / "student"
@@ -123,6 +128,15 @@ class FileDigest(BaseModel):
     sha256: str
 
 
+class Revision(BaseModel):
+    """A checkpoint that was made a student: published after its folder, so its presence means that it is whole."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    files: dict[str, FileDigest]
+
+
 class Result(BaseModel):
     """A finished run: the sha256 of every file of the student, and how the loss went."""
 
@@ -138,6 +152,11 @@ class Result(BaseModel):
     validation_after: dict[str, float] | None
     files: dict[str, FileDigest]
     """Every file of `student/`."""
+
+
+def read_revision(path: Path) -> Revision:
+    """The `Revision` of a file in `RunDir.revisions`. Raises `RunFolderError`."""
+    return _read(path, Revision)
 
 
 _Model = TypeVar("_Model", bound=BaseModel)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from etd_ds.bert import checkpoint as bert_checkpoint
-from etd_ds.contract import events, rundir
+from etd_ds.contract import errors, events, rundir
 from etd_ds.distill.module import encoder_state
+from etd_ds.engine import checkpoint
 from etd_ds.engine.checkpoint import Found, Progress
 from etd_ds.stages.attempt import Attempt
 
@@ -30,6 +31,29 @@ def export(run: rundir.RunDir, found: Found, attempt: Attempt) -> rundir.Result:
     rundir.publish_json(run.result, result)
     attempt.say(events.Stage(stage="export", state="done"))
     return result
+
+
+def revision(run: rundir.RunDir, step: int) -> rundir.Revision:
+    """Make the kept checkpoint of a step a student under `run.revisions`; once made, it stays."""
+    name = f"step-{step}"
+    manifest = run.revisions / f"{name}.json"
+    if manifest.exists():
+        return rundir.read_revision(manifest)
+    try:
+        found = checkpoint.open_whole(run.checkpoints, step)
+        encoder = encoder_state(found.tensors())
+    except FileNotFoundError:
+        raise errors.RunFolderError(
+            f"{name}: no such checkpoint is kept any more", field="revision", got=name
+        ) from None
+    with rundir.publishing(run.revisions / name) as aside:
+        bert_checkpoint.save_student(aside, init=run.init, encoder=encoder)
+        card = aside / "README.md"
+        card.write_text(card.read_text(encoding="utf-8") + _training(run, found.progress), encoding="utf-8")
+    files = {path.name: rundir.digest(path) for path in sorted((run.revisions / name).iterdir())}
+    made = rundir.Revision(step=found.progress.step, files=files)
+    rundir.publish_json(manifest, made)
+    return made
 
 
 def _training(run: rundir.RunDir, progress: Progress) -> str:

@@ -1,7 +1,8 @@
 """The Hugging Face Hub's read protocol, so that its clients download students from here: `HF_ENDPOINT=http://host/hf`.
 
-Repositories are `students/<job id>`, revisions `main` (distilled) and `init` (extracted). Clients tell cases apart by
-the headers X-Error-Code and X-Error-Message, and want X-Repo-Commit on every file.
+Repositories are `students/<job id>`; revisions are `main` (distilled), `init` (extracted) and `step-N` (a checkpoint
+that is kept; it becomes a student when it is first asked for). Clients tell cases apart by the headers X-Error-Code and
+X-Error-Message, and want X-Repo-Commit on every file.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response, StreamingResponse
 
+from etd_ds.contract import rundir
 from service import artifacts, revisions
 from service.problems import Problem, documented
 from service.revisions import Revision
@@ -47,25 +49,29 @@ def _caller(request: Request, here: Here) -> Caller | None:
 Who = Annotated[Caller | None, Depends(_caller)]
 
 
-def _open(who: Caller | None, owner: str, name: str) -> dict[str, Revision]:
-    """The revisions of a repository. Absent and another tenant's are the same."""
+def _open(who: Caller | None, owner: str, name: str) -> rundir.RunDir:
+    """The run folder of a repository. Absent and another tenant's are the same."""
     if who is None:
         raise refuse(401, "RepoNotFound", "Repository not found, or a key is needed")
     job = who.here.store.get(name, tenant=who.tenant) if owner == OWNER else None
-    found = revisions.of_run(who.here.run(job)) if job else {}
-    if not found:
+    if job is None:
         raise refuse(404, "RepoNotFound", "Repository not found")
     if "students:read" not in who.scopes:
         raise refuse(403, "GatedRepo", "This key lacks the scope students:read")
-    return found
+    return who.here.run(job)
 
 
-def _pick(found: dict[str, Revision], revision: str) -> Revision:
-    """A revision by its name or its commit."""
-    for name, one in found.items():
-        if revision in (name, one.commit, f"refs/heads/{name}"):
+def _pick(who: Caller | None, owner: str, name: str, revision: str) -> Revision:
+    """A revision by its name or its commit; a checkpoint becomes one when it is first asked for."""
+    run = _open(who, owner, name)
+    for ref, one in revisions.of_run(run).items():
+        if revision in (ref, one.commit, f"refs/heads/{ref}"):
             return one
-    raise refuse(404, "RevisionNotFound", f"No such revision; there is {', '.join(found)}")
+    step = revisions.kept_step(run, revision)
+    if step is None or who is None:
+        raise refuse(404, "RevisionNotFound", f"No such revision; there is {', '.join(revisions.of_run(run))}")
+    who.here.extractor.revision(run, step)
+    return revisions.of_run(run)[f"step-{step}"]
 
 
 def _entry(at: Revision, name: str) -> dict[str, Any]:
@@ -84,7 +90,7 @@ def _large(at: Revision, name: str) -> dict[str, Any] | None:
 @router.get("/{owner}/{name}/resolve/{revision}/{path:path}", response_class=StreamingResponse)
 def resolve(owner: str, name: str, revision: str, path: str, request: Request, who: Who) -> Response:
     """One file of a revision."""
-    at = _pick(_open(who, owner, name), revision)
+    at = _pick(who, owner, name, revision)
     content = artifacts.file(at.folder, path, at.files)
     if content is None:
         raise refuse(404, "EntryNotFound", "Entry not found", **{"X-Repo-Commit": at.commit})
@@ -103,7 +109,7 @@ def resolve(owner: str, name: str, revision: str, path: str, request: Request, w
 @router.get("/api/models/{owner}/{name}/revision/{revision}")
 def model_info(owner: str, name: str, who: Who, revision: str = revisions.MAIN, blobs: bool = False) -> dict[str, Any]:
     """What a repository is, and which files a revision of it has."""
-    at = _pick(_open(who, owner, name), revision)
+    at = _pick(who, owner, name, revision)
     siblings: list[dict[str, Any]] = [{"rfilename": file} for file in sorted(at.files)]
     if blobs:
         for one in siblings:
@@ -131,7 +137,7 @@ def model_info(owner: str, name: str, who: Who, revision: str = revisions.MAIN, 
 @router.get("/api/models/{owner}/{name}/tree/{revision}/{path:path}")
 def tree(owner: str, name: str, revision: str, who: Who, path: str = "") -> list[dict[str, Any]]:
     """The files of a revision; students have no folders."""
-    at = _pick(_open(who, owner, name), revision)
+    at = _pick(who, owner, name, revision)
     if path.strip("/"):
         raise refuse(404, "EntryNotFound", "A student has no folders", **{"X-Repo-Commit": at.commit})
     return [_entry(at, file) for file in sorted(at.files)]
@@ -142,14 +148,14 @@ async def paths_info(owner: str, name: str, revision: str, request: Request, who
     """The entries of the named files; the body is a form."""
     body = await read_body(request, 1 << 20)
     wanted = parse_qs(body.decode("ascii", "replace"), max_num_fields=1000).get("paths", [])
-    at = _pick(await run_in_threadpool(_open, who, owner, name), revision)
+    at = await run_in_threadpool(_pick, who, owner, name, revision)
     return await run_in_threadpool(lambda: [_entry(at, file) for file in wanted if file in at.files])
 
 
 @router.get("/api/models/{owner}/{name}/refs")
 def refs(owner: str, name: str, who: Who) -> dict[str, Any]:
     """The revisions of a repository, as branches."""
-    found = _open(who, owner, name)
+    found = revisions.of_run(_open(who, owner, name))
     branches = [{"name": ref, "ref": f"refs/heads/{ref}", "targetCommit": at.commit} for ref, at in found.items()]
     return {"branches": branches, "tags": [], "converts": []}
 

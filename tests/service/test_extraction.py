@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import safetensors.numpy
 
 from etd_ds.contract import rundir, spec
+from service import revisions
 from service.extraction import Extractor
 from service.problems import Problem
 from service.settings import Settings
@@ -38,6 +40,20 @@ def test_the_real_worker_checks_and_extracts(settings):
         plan = extractor.extract(run)
         assert plan == run.read_plan()
         assert plan.student_parameters == costs["parameters"]
+        checkpoint = run.checkpoints / "step-00000007"
+        checkpoint.mkdir(parents=True)
+        weights = safetensors.numpy.load_file(run.init / "model.safetensors")
+        state = {f"parameter.bert.{name}": 2 * value for name, value in weights.items()}
+        safetensors.numpy.save_file(state, checkpoint / "state.safetensors")
+        (checkpoint / "progress.json").write_text('{"step": 7}')
+        extractor.revision(run, 7)
+        made = revisions.of_run(run)["step-7"]
+        assert set(made.files) >= set(rundir.STUDENT_FILES)
+        for name, value in safetensors.numpy.load_file(made.folder / "model.safetensors").items():
+            if "pooler" not in name:  # distillation does not touch it
+                assert (value == 2 * weights[name]).all(), name
+        with pytest.raises(Problem, match="no such checkpoint"):
+            extractor.revision(run, 8)
         assert (run.init / "model.safetensors").is_file()
         assert extractor.ready
     finally:

@@ -62,6 +62,15 @@ def test_download_one_file_and_all(hub, tmp_path):
     assert (init / "config.json").read_text() == "{}"
 
 
+def test_a_kept_checkpoint_is_a_revision(hub, tmp_path):
+    _, _, repo, _ = hub
+    one = hf_hub_download(repo, "config.json", revision="step-2", cache_dir=tmp_path, **endpoint(hub))
+    assert Path(one).read_text() == "step-2"
+    branches = HfApi(**endpoint(hub)).list_repo_refs(repo).branches
+    assert {branch.name for branch in branches} == {"main", "init", "step-2"}
+    assert len({branch.target_commit for branch in branches}) == 3
+
+
 def test_looking_around(hub):
     _, _, repo, job = hub
     api = HfApi(**endpoint(hub))

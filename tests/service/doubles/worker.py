@@ -31,7 +31,9 @@ def main() -> None:
             return
         say({"id": asked["id"], "progress": {"stage": "score", "done": 1, "total": 2}})
         try:
-            if asked["verb"] == "extract":
+            if asked["verb"] == "revision":
+                answer = revision(rundir.RunDir(Path(asked["run"])), asked["step"])
+            elif asked["verb"] == "extract":
                 answer = extract(rundir.RunDir(Path(asked["run"])))
             else:
                 answer = check(asked["job"])
@@ -77,6 +79,16 @@ def extract(run: rundir.RunDir) -> dict[str, object]:
     )
     rundir.publish_json(run.plan, plan)
     return plan.model_dump(mode="json")
+
+
+def revision(run: rundir.RunDir, step: int) -> dict[str, object]:
+    name = f"step-{step}"
+    with rundir.publishing(run.revisions / name) as folder:
+        (folder / "config.json").write_text(name)
+    files = {"config.json": rundir.digest(run.revisions / name / "config.json")}
+    made = rundir.Revision(step=step, files=files)
+    rundir.publish_json(run.revisions / f"{name}.json", made)
+    return made.model_dump(mode="json")
 
 
 if __name__ == "__main__":
