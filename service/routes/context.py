@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from etd_ds.contract import rundir
+from service import revisions
 from service.admission import Admission
 from service.extraction import Extractor
 from service.keys import Keys
@@ -69,9 +69,13 @@ async def read_body(request: Request, limit: int) -> bytes:
     return body
 
 
-def student_folder(run: rundir.RunDir) -> tuple[Path, dict[str, rundir.FileDigest]]:
-    """The published student's folder and files, or `Problem` 409 while there is none."""
-    result = run.read_result()
-    if result is None:
-        raise Problem(409, "no_student_yet", "The job has not succeeded, so it has no student to download.")
-    return run.student, result.files
+def published(here: Context, run: rundir.RunDir, name: str) -> revisions.Revision | None:
+    """A revision by its name or its commit; a kept checkpoint becomes one when it is first asked for."""
+    for ref, one in revisions.of_run(run).items():
+        if name in (ref, one.commit, f"refs/heads/{ref}"):
+            return one
+    step = revisions.kept_step(run, name)
+    if step is None:
+        return None
+    here.extractor.revision(run, step)
+    return revisions.of_run(run)[f"step-{step}"]

@@ -4,39 +4,60 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
-from service import artifacts
+from service import artifacts, revisions
 from service.problems import Problem, documented
-from service.routes.access import Downloader
-from service.routes.context import student_folder
+from service.routes.access import Caller, Downloader
+from service.routes.context import published
+
+Name = Annotated[str, Query(max_length=64)]
+"""`main`, `init`, or `step-N` of a kept checkpoint."""
 
 router = APIRouter(tags=["downloads"])
 
-_ANSWERS = documented(401, 403, 404, 409, 416) | {206: {"description": "A range"}, 304: {"description": "Not modified"}}
+_ANSWERS = documented(401, 403, 404, 409, 416, 503) | {
+    206: {"description": "A range"},
+    304: {"description": "Not modified"},
+}
 
 
 @router.get("/jobs/{job_id}/student", response_class=StreamingResponse, responses=_ANSWERS)
 @router.head("/jobs/{job_id}/student", include_in_schema=False)
-def student_tar(job_id: str, request: Request, who: Downloader) -> Response:
+def student_tar(job_id: str, request: Request, who: Downloader, revision: Name = revisions.MAIN) -> Response:
     """The student as a tar: the files of a Hugging Face folder, without a folder around them."""
-    content = artifacts.tar(*student_folder(who.run(job_id)))
+    at = _student(who, job_id, revision)
+    content = artifacts.tar(at.folder, at.files)
     named = {"Content-Disposition": f'attachment; filename="student-{job_id}.tar"'}
     return respond(request, content, "application/x-tar", named)
 
 
 @router.get("/jobs/{job_id}/student/{name}", response_class=StreamingResponse, responses=_ANSWERS)
 @router.head("/jobs/{job_id}/student/{name}", include_in_schema=False)
-def student_file(job_id: str, name: str, request: Request, who: Downloader) -> Response:
+def student_file(
+    job_id: str, name: str, request: Request, who: Downloader, revision: Name = revisions.MAIN
+) -> Response:
     """One file of the student."""
-    folder, files = student_folder(who.run(job_id))
-    content = artifacts.file(folder, name, files)
+    at = _student(who, job_id, revision)
+    content = artifacts.file(at.folder, name, at.files)
     if content is None:
-        raise Problem(404, "file_not_found", f"The student has no such file; it has {', '.join(sorted(files))}.")
+        raise Problem(404, "file_not_found", f"The student has no such file; it has {', '.join(sorted(at.files))}.")
     digest = base64.b64encode(bytes.fromhex(content.etag)).decode()
     return respond(request, content, media_type(name), {"Repr-Digest": f"sha-256=:{digest}:"})
+
+
+def _student(who: Caller, job_id: str, revision: str) -> revisions.Revision:
+    run = who.run(job_id)
+    found = published(who.here, run, revision)
+    if found is None and revision == revisions.MAIN:
+        raise Problem(409, "no_student_yet", "The job has not succeeded, so it has no student to download.")
+    if found is None:
+        there = ", ".join(revisions.of_run(run))
+        raise Problem(404, "revision_not_found", f"No such revision; there is {there}, and step-N of kept checkpoints.")
+    return found
 
 
 def media_type(name: str) -> str:

@@ -19,12 +19,12 @@ from service import artifacts, revisions
 from service.problems import Problem, documented
 from service.revisions import Revision
 from service.routes.access import Caller, identify
-from service.routes.context import Here, read_body
+from service.routes.context import Here, published, read_body
 from service.routes.downloads import media_type, respond
 
 OWNER = "students"
 
-router = APIRouter(prefix="/hf", tags=["hub"], responses=documented(401, 403, 404))
+router = APIRouter(prefix="/hf", tags=["hub"], responses=documented(401, 403, 404, 503))
 
 
 def refuse(status: int, code: str | None, message: str, **headers: str) -> Problem:
@@ -62,16 +62,12 @@ def _open(who: Caller | None, owner: str, name: str) -> rundir.RunDir:
 
 
 def _pick(who: Caller | None, owner: str, name: str, revision: str) -> Revision:
-    """A revision by its name or its commit; a checkpoint becomes one when it is first asked for."""
+    """A revision of a repository."""
     run = _open(who, owner, name)
-    for ref, one in revisions.of_run(run).items():
-        if revision in (ref, one.commit, f"refs/heads/{ref}"):
-            return one
-    step = revisions.kept_step(run, revision)
-    if step is None or who is None:
+    found = published(who.here, run, revision) if who is not None else None
+    if found is None:
         raise refuse(404, "RevisionNotFound", f"No such revision; there is {', '.join(revisions.of_run(run))}")
-    who.here.extractor.revision(run, step)
-    return revisions.of_run(run)[f"step-{step}"]
+    return found
 
 
 def _entry(at: Revision, name: str) -> dict[str, Any]:

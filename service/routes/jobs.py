@@ -131,7 +131,13 @@ def checkpoints(job_id: str, who: Reader) -> dict[str, Any]:
             losses[event.step] = event.loss
         elif isinstance(event, events.Checkpoint):
             kept = "/" not in event.name and (run.checkpoints / event.name).is_dir()
-            found[event.name] = {"name": event.name, "step": event.step, "time": event.time, "kept": kept}
+            found[event.name] = {
+                "name": event.name,
+                "revision": f"step-{event.step}",
+                "step": event.step,
+                "time": event.time,
+                "kept": kept,
+            }
     return {"data": [{**one, "validation_loss": losses.get(one["step"])} for one in found.values()]}
 
 

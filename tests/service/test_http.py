@@ -160,6 +160,15 @@ def test_the_tar_and_the_files_are_the_student(http, done):
     assert http.head(done["links"]["student"]).headers["content-length"] == str(len(answer.content))
 
 
+def test_every_revision_is_a_student(http, done):
+    assert http.get(f"/jobs/{done['id']}/student/config.json?revision=init").text == "{}"
+    assert http.get(f"/jobs/{done['id']}/student/config.json?revision=step-3").text == "step-3"
+    with tarfile.open(fileobj=io.BytesIO(http.get(f"/jobs/{done['id']}/student?revision=step-3").content)) as tar:
+        assert tar.getnames() == ["config.json"]
+    gone = http.get(f"/jobs/{done['id']}/student?revision=step-1")
+    assert (gone.status_code, gone.json()["code"]) == (404, "revision_not_found")
+
+
 def test_ranges_and_conditions(http, done):
     url = f"/jobs/{done['id']}/student/model.safetensors"
     full = http.get(url)
