@@ -21,6 +21,7 @@ LABELS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, m
 SCORES = st.lists(st.tuples(st.integers(-3, 3), st.floats(0, 5, width=16)), min_size=2, max_size=30)
 
 
+@pytest.mark.filterwarnings("ignore:A single label was found")
 @given(LABELS)
 def test_label_metrics_are_scikit_learns(pairs: list[tuple[int, int]]) -> None:
     predicted, gold = zip(*pairs, strict=True)
