@@ -28,11 +28,11 @@ SPEC: dict[str, Any] = {
     "mlm_head_steps": 60,
     "seq_length": 128,
     "batch_size": 32,
-    "steps": 60,
+    "steps": 80,
     "learning_rate": 5e-4,
     "validation_sequences": 64,
-    "validate_every": 30,
-    "checkpoint_every": 30,
+    "validate_every": 40,
+    "checkpoint_every": 40,
     "log_every": 1,
 }
 

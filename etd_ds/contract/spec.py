@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
@@ -30,6 +31,11 @@ Reference = Annotated[str, StringConstraints(min_length=1, max_length=500, patte
 
 def _refuse(field: str, wanted: str, got: object) -> errors.EtdError:
     return errors.EtdError(f"{field}: wanted {wanted}, got {got}", field=field, wanted=wanted, got=got)
+
+
+def public_name(reference: str) -> str:
+    """How a teacher or corpus is named to others: a local path by its last part, since students are handed around."""
+    return Path(reference).name if reference.startswith(("/", "~", ".")) else reference
 
 
 class JobSpec(BaseModel):
@@ -145,6 +151,10 @@ class JobSpec(BaseModel):
         if self.micro_batch_size is not None and per_rank % self.micro_batch_size:
             raise _refuse("micro_batch_size", f"a divisor of {per_rank} (batch_size / ranks)", self.micro_batch_size)
         return self
+
+    def public(self) -> JobSpec:
+        """The same spec without this machine's paths."""
+        return self.model_copy(update={name: public_name(getattr(self, name)) for name in ("teacher", "corpus")})
 
     @property
     def world_size(self) -> int:

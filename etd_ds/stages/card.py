@@ -41,7 +41,7 @@ An initial student for distillation, cut from a teacher by Extract then Distill.
 `extraction.json` holds every kept index. The request, whole:
 
 ```json
-{json.dumps(job.model_dump(mode="json", exclude_defaults=True), indent=2)}
+{json.dumps(job.public().model_dump(mode="json", exclude_defaults=True), indent=2)}
 ```
 
 Load it with `transformers.AutoModel.from_pretrained(folder)`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from etd_ds.bert import checkpoint as bert_checkpoint
-from etd_ds.contract import errors, events, rundir
+from etd_ds.contract import errors, events, rundir, spec
 from etd_ds.distill.module import encoder_state
 from etd_ds.engine import checkpoint
 from etd_ds.engine.checkpoint import Found, Progress
@@ -62,7 +62,7 @@ def _training(run: rundir.RunDir, progress: Progress) -> str:
     lines = [
         "\n## Distillation\n",
         f"Objective `{job.objective}`, {progress.step:,} steps of {job.batch_size} sequences of up to "
-        f"{job.seq_length} tokens ({progress.tokens:,} tokens), corpus `{job.corpus}`.\n",
+        f"{job.seq_length} tokens ({progress.tokens:,} tokens), corpus `{spec.public_name(job.corpus)}`.\n",
     ]
     before, after = progress.validation_before, progress.validation_after
     if before and after:

@@ -80,7 +80,7 @@ def cut(job: spec.JobSpec, folder: Path, *, cache: Path, report: progress.Report
             student=student,
             weights=checkpoint.Weights(state, weights.parts, ()),
             manifest=manifest,
-            card=card.text(job, made, teacher.reference),
+            card=card.text(job, made, spec.public_name(teacher.reference)),
         )
     return made.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
 
@@ -103,7 +103,7 @@ def _provenance(
         "reverse": list(job.reverse),
         "hidden_consistency": job.hidden_consistency,
         "teacher": {
-            "reference": teacher.reference,
+            "reference": spec.public_name(teacher.reference),
             "shape": teacher.shape.model_dump(),
             "sha256": teacher.sha256,
             "parts_left_out": list(weights.ignored),

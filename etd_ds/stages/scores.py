@@ -80,7 +80,9 @@ def find(
         entry = entry or store.load(folder)
     if entry is None:
         raise OSError(f"{folder}: the scores just written cannot be read back; is the disk full or damaged?")
-    provenance = {"corpus": job.corpus, "corpus_sha256": digest} | entry.info | {"sha256": entry.sha256}
+    provenance = (
+        {"corpus": spec.public_name(job.corpus), "corpus_sha256": digest} | entry.info | {"sha256": entry.sha256}
+    )
     return Found(importance.Scores(**entry.tensors), cached, digest, provenance)
 
 

@@ -88,15 +88,15 @@ def until(server, job, kind, **fields):
     raise AssertionError(f"ended without {kind} {fields}: {job['status']}, {job['error']}, {job['log_tail']}")
 
 
-def state(server, job, wanted):
-    """Ask until the cluster's view of the job is this."""
+def state(server, job, wanted, reasons=None):
+    """Ask until the cluster's view of the job is this; a new job's reason comes a little later than its state."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         now = server.client.get(job["id"])["cluster"]
-        if now and now["state"] == wanted:
+        if now and now["state"] == wanted and (reasons is None or now["reason"] in reasons):
             return now
         time.sleep(0.05)
-    raise AssertionError(f"wanted {wanted}, got {now}")
+    raise AssertionError(f"wanted {wanted} {reasons or ''}, got {now}")
 
 
 def running(server, how="wait", **fields):
@@ -162,8 +162,7 @@ def test_a_job_that_waits_in_the_cluster_says_so_and_is_taken_back(server, clust
     server.start("--slurm-cpus-per-task", "2")
     first = running(server)
     second = server.client.create(SMALL)
-    found = state(server, second, "PENDING")
-    assert found["reason"] in ("Resources", "Priority")
+    state(server, second, "PENDING", reasons=("Resources", "Priority"))
     server.client.cancel(second["id"])
     assert server.client.wait(second["id"])["status"] == "cancelled"
     assert [state for _, state, _ in cluster.jobs(second["id"])] == ["CANCELLED"]

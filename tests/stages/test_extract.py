@@ -78,6 +78,16 @@ def test_the_manifest_says_which_teacher_values_stand_where(tmp_path, teacher, c
     assert (manifest["scores"] is None) == (mode == "rand")
 
 
+def test_a_student_tells_no_path_of_this_machine(tmp_path, teacher, corpus):
+    run = new_run(tmp_path / "run", job(teacher, corpus))
+    extract.extract(run, cache=tmp_path / "cache")
+    for name in ("README.md", "extraction.json", "config.json", "tokenizer_config.json"):
+        text = (run.init / name).read_text()
+        assert str(tmp_path.parent) not in text
+        assert str(teacher) not in text
+        assert str(corpus) not in text
+
+
 def test_an_extracted_run_is_not_extracted_again(tmp_path, teacher, corpus):
     run = new_run(tmp_path / "run", job(teacher, corpus, mode="rand"))
     first = extract.extract(run, cache=tmp_path / "cache")
