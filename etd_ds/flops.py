@@ -110,9 +110,18 @@ def pre_training(shape: EncoderShape, tokens: int, sequences: int, *, mode: Mode
 
 
 def distillation(
-    teacher: EncoderShape, student: EncoderShape, tokens: int, sequences: int, *, mode: Mode = "exact"
+    teacher: EncoderShape,
+    student: EncoderShape,
+    tokens: int,
+    sequences: int,
+    *,
+    mode: Mode = "exact",
+    dropout: bool = False,
 ) -> float:
-    """FLOPs of distilling over that many sequences: the teacher forward, the student forward and backward."""
+    """FLOPs of distilling over that many sequences: the teacher forward, the student forward and backward.
+
+    `dropout` says whether the student is trained with it; `electra_compat` counts it in any case.
+    """
     one = forward(teacher, tokens, mode=mode)
-    one += TRAIN_OVER_FORWARD[mode] * forward(student, tokens, mode=mode, dropout=True)
+    one += TRAIN_OVER_FORWARD[mode] * forward(student, tokens, mode=mode, dropout=dropout)
     return sequences * one

@@ -104,7 +104,7 @@ def _plan(job: spec.JobSpec, teacher: shape.EncoderShape, student: shape.Encoder
 
     sizes = [flops.parameters(one) for one in (teacher, student)]
     steps = job.steps
-    step_flops = flops.distillation(teacher, student, job.seq_length, job.batch_size, mode="exact")
+    step_flops = flops.distillation(teacher, student, job.seq_length, job.batch_size, dropout=job.dropout > 0)
     return {
         "teacher": teacher.model_dump(),
         "student": student.model_dump(),

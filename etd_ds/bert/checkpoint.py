@@ -320,4 +320,7 @@ def _write_weights(path: Path, weights: Weights) -> None:
         (name if name.startswith("cls.") else prefix + name): tensor.detach().to("cpu", torch.float32).contiguous()
         for name, tensor in weights.state.items()
     }
-    safetensors.torch.save_file(stored, path, metadata={"format": "pt"})
+    try:
+        safetensors.torch.save_file(stored, path, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:
+        raise OSError(f"{path.name} cannot be written: {error}") from None

@@ -24,7 +24,11 @@ COMMANDS: dict[str, str] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point of the console script; bad input ends in one line on stderr and exit code 2."""
+    """Entry point of the console script.
+
+    Bad input ends in one line on stderr and exit code 2; what the system refuses (a full disk, a folder that may not
+    be read or written) in one line and 1.
+    """
     arguments = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="etd-ds", description=__doc__)
     parser.add_argument("--version", action="version", version=f"etd-ds {__version__}")
@@ -41,6 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     except errors.EtdError as error:
         print(f"etd-ds: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"etd-ds: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("etd-ds: interrupted", file=sys.stderr)
         return 130

@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
     job = flags.read(args)
     if not args.tflops > 0:
         raise errors.EtdError(f"tflops: wanted more than 0, got {args.tflops}", field="tflops")
+    if args.sequences is not None and args.sequences < 1:
+        raise errors.EtdError(f"sequences: wanted at least 1, got {args.sequences}", field="sequences")
     teacher = SHAPES[args.teacher_shape] if args.teacher_shape else checkpoint.shape_of(job.teacher, args.cache)
     student = shape.student(job, teacher)
     print(f"teacher  {teacher}")
@@ -87,7 +89,7 @@ def _cost_row(
     tokens: int,
     tflops: float,
 ) -> tuple[str, ...]:
-    exact = flops.distillation(teacher, student, tokens, steps * batch, mode="exact")
+    exact = flops.distillation(teacher, student, tokens, steps * batch, mode="exact", dropout=job.dropout > 0)
     compat = flops.distillation(teacher, student, tokens, steps * batch, mode="electra_compat")
     hours = exact / (tflops * 1e12 * job.world_size) / 3600
     return (name, f"{steps:,}", f"{steps * batch * tokens:.3g}", f"{exact:.4g}", f"{compat:.4g}", f"{hours:.2f}")

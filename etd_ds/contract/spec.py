@@ -100,15 +100,15 @@ class JobSpec(BaseModel):
     """Optimizer steps. Give this or `epochs`, not both."""
     epochs: Annotated[float, Field(gt=0, le=10_000), BeforeValidator(_no_bool)] | None = None
     """Passes over the corpus; the default is 5 when `steps` is not given."""
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    learning_rate: Annotated[float, Field(gt=0, le=1), BeforeValidator(_no_bool)] = 1e-4
     """Peak learning rate of AdamW."""
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1), BeforeValidator(_no_bool)] = 0.1
     """Share of the steps over which the rate rises from 0; it then falls linearly to 0."""
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, le=1), BeforeValidator(_no_bool)] = 0.01
     """AdamW's decoupled weight decay; not applied to biases and LayerNorms."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_grad_norm: Annotated[float, Field(gt=0), BeforeValidator(_no_bool)] = 1.0
     """Gradients are clipped to this global norm."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1), BeforeValidator(_no_bool)] = 0.0
     """Dropout of the student's hidden states while it trains; attention probabilities are never dropped."""
 
     # ---- how it runs

@@ -34,8 +34,8 @@ def locate(reference: str) -> Path | Hub:
     """
     if reference == EMBEDDED:
         return embedded_folder()
-    if (path := Path(reference).expanduser()).is_dir():
-        return path.resolve()
+    if (folder := _local(reference)) is not None:
+        return folder
     hub = parse_hub(reference)
     if hub is None:
         raise errors.TeacherError(
@@ -45,6 +45,14 @@ def locate(reference: str) -> Path | Hub:
             got=reference,
         )
     return hub
+
+
+def _local(reference: str) -> Path | None:
+    try:
+        path = Path(reference).expanduser()
+        return path.resolve() if path.is_dir() else None
+    except (OSError, RuntimeError):  # a name too long for a file, a home that nobody has
+        return None
 
 
 def parse_hub(reference: str) -> Hub | None:

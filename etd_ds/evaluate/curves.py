@@ -36,7 +36,9 @@ def of_run(run: rundir.RunDir, *, mode: flops.Mode = "exact") -> Curve:
 
 def per_step(job: JobSpec, plan: rundir.Plan, *, mode: flops.Mode) -> float:
     """FLOPs of one optimizer step, all sequences full."""
-    return flops.distillation(plan.teacher, plan.student, job.seq_length, job.batch_size, mode=mode)
+    return flops.distillation(
+        plan.teacher, plan.student, job.seq_length, job.batch_size, mode=mode, dropout=job.dropout > 0
+    )
 
 
 def share_to_reach(curve: Curve, target: float) -> float | None:

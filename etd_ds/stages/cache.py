@@ -46,7 +46,7 @@ def load(folder: Path) -> Entry | None:
 
 
 def store(folder: Path, tensors: Mapping[str, Tensor], info: dict[str, Any]) -> Entry:
-    """Write an entry in one rename, and read it back."""
+    """Write an entry in one rename."""
     with rundir.publishing(folder) as aside:
         safetensors.torch.save_file({name: t.contiguous() for name, t in tensors.items()}, aside / _TENSORS)
         sha256 = rundir.digest(aside / _TENSORS).sha256

@@ -44,7 +44,10 @@ def test_teacher_addresses(tmp_path):
     assert teachers.parse_hub("org/name@" + "a" * 40) == teachers.Hub("org/name", "a" * 40)
 
 
-@pytest.mark.parametrize("bad", ["nonsense", "/no/such/folder", "a/b/c", "../up", "a/..", "org/name@main", "a/b\n"])
+@pytest.mark.parametrize(
+    "bad",
+    ["nonsense", "/no/such/folder", "~nobody-here/x", "x" * 400, "a/b/c", "../up", "a/..", "org/name@main", "a/b\n"],
+)
 def test_what_is_no_address_is_refused(bad):
     assert teachers.parse_hub(bad) is None
     with pytest.raises(errors.TeacherError):

@@ -47,6 +47,7 @@ def test_a_spec_cannot_be_changed():
         ({"epochs": 0}, "epochs"),
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"learning_rate": float("inf")}, "learning_rate"),
+        ({"learning_rate": True}, "learning_rate"),
         ({"warmup_ratio": 1.0}, "warmup_ratio"),
         ({"layer_selection": [2, 1, 3, 4]}, "layer_selection"),
         ({"layer_selection": [1, 2]}, "layer_selection"),
