@@ -34,3 +34,13 @@ def check(loss: float, update: Update, *, step: int, batch_size: int, first_loss
             wanted=first_loss,
             got=loss,
         )
+
+
+def check_held_out(loss: float, *, step: int) -> None:
+    """Raise `TrainingError` for a held-out loss that is not finite: a checkpoint could not say it."""
+    if not math.isfinite(loss):
+        cure = "lower learning_rate, or" if step else "look at the weights of teacher and student, or"
+        raise errors.TrainingError(
+            f"the held-out loss became {loss} after step {step}; {cure} choose precision bf16 or fp32 if it is fp16",
+            got=str(loss),
+        )

@@ -97,9 +97,10 @@ class Learner:
             self._say_step(rate, self._update)
 
     def measured(self, terms: Sequence[float]) -> None:
-        """Keep and say the held-out loss of now."""
+        """Keep and say the held-out loss of now. Raises `TrainingError` if it is not finite."""
         named = dict(zip(self.distiller.names, terms, strict=True))
         loss, step = sum(terms), self.progress.step
+        health.check_held_out(loss, step=step)
         self.say(events.Validation(step=step, loss=loss, terms=named))
         for when, name in ((0, "validation_before"), (self.steps, "validation_after")):
             if step == when:
