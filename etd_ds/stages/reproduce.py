@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -177,7 +178,9 @@ class Workshop:
         for sent in (signal.SIGTERM, signal.SIGKILL):
             for child in children:
                 if child.poll() is None:
-                    os.killpg(child.pid, sent)
+                    # it may end, and be waited for by its own thread, in between
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(child.pid, sent)
             for child in children:
                 try:
                     child.wait(_NICE_END)

@@ -12,7 +12,7 @@ import pytest
 
 from etd_ds.contract import errors, events, launch, rundir
 from etd_ds.evaluate import recipes
-from etd_ds.stages import findings, plots, report, reproduction
+from etd_ds.stages import findings, plots, report, reproduce, reproduction
 
 OWN = """
 title: Own
@@ -128,3 +128,20 @@ def test_ended_from_outside_it_leaves_no_trainer_behind(reproduced: tuple[Path, 
     ends = [event for event in events.read(run.events) if isinstance(event, events.End)]
     assert [end.outcome for end in ends] == ["stopped"]
     assert (run.checkpoints / "latest.json").exists()
+
+
+class Gone(subprocess.Popen):
+    """A child that ends, and is waited for elsewhere, right after it was seen alive."""
+
+    def poll(self) -> None:
+        return None
+
+
+def test_a_child_that_ends_just_before_its_signal_does_not_spare_the_others(tmp_path: Path) -> None:
+    workshop = reproduce.Workshop(tmp_path, tmp_path)
+    gone = Gone(["true"], start_new_session=True)
+    gone.wait()
+    living = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    workshop._children.update([gone, living])
+    workshop._end({})
+    assert living.poll() == -signal.SIGTERM
