@@ -31,6 +31,8 @@ class Progress(BaseModel):
     seconds: float = 0.0
     """Wall time of training, all attempts together."""
     first_loss: float | None = None
+    corpus: str | None = None
+    """Key of the corpus that it learned from; checkpoints of old do not say."""
     validation_before: dict[str, float] | None = None
     validation_after: dict[str, float] | None = None
     scalars: dict[str, float] = {}
@@ -47,7 +49,7 @@ class Found(NamedTuple):
 
 
 def save(folder: Path, progress: Progress, state: Mapping[str, Tensor], *, keep: int, guard: Callable[[], None]) -> str:
-    """Publish a checkpoint and forget all but the newest `keep`. `guard` may forbid it at the last moment.
+    """Publish a checkpoint and forget all but the newest `keep` up to it. `guard` may forbid it at the last moment.
 
     Killed at any moment it leaves either the whole checkpoint or none, and those before it.
     """
@@ -59,7 +61,8 @@ def save(folder: Path, progress: Progress, state: Mapping[str, Tensor], *, keep:
         (aside / DIGESTS).write_text(json.dumps(digests, indent=2) + "\n")
         guard()
     rundir.publish_json(folder / LATEST, {"name": name})
-    for _, old in _newest_first(folder)[keep:]:
+    # later steps are of an earlier attempt and were passed over: they must not crowd out the one just written
+    for old in [path for step, path in _newest_first(folder) if step <= progress.step][keep:]:
         shutil.rmtree(old)
     return name
 

@@ -32,6 +32,17 @@ def test_only_the_newest_are_kept(tmp_path):
     assert "step-00000010" in (tmp_path / checkpoint.LATEST).read_text()
 
 
+def test_the_one_just_written_is_kept_beside_later_ones(tmp_path):
+    for step in (2000, 2500, 3000):
+        _save(tmp_path, step)
+    name = _save(tmp_path, 500, keep=1)
+    assert (tmp_path / name).is_dir()
+    assert name in (tmp_path / checkpoint.LATEST).read_text()
+    assert checkpoint.open_whole(tmp_path, 500).progress.step == 500
+    _save(tmp_path, 600, keep=1)
+    assert not (tmp_path / name).exists()
+
+
 def _truncate(path):
     path.write_bytes(path.read_bytes()[:-1])
 
