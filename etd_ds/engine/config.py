@@ -23,6 +23,8 @@ ALLOWED = {
     "wall_clock_breakdown",
     "aio",
 }
+# Those of them whose value is an object.
+SECTIONS = ("zero_optimization", "bf16", "fp16", "data_types", "comms_logger", "aio")
 # key -> where the value comes from instead
 SPEC_OWNED = {
     "train_batch_size": "batch_size",
@@ -64,6 +66,8 @@ def read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
         raise errors.ConfigError(f"deepspeed: no file {path}; that folder has: {known}", got=str(path)) from None
+    except OSError as error:
+        raise errors.ConfigError(f"deepspeed: {path} cannot be read: {error.strerror}", got=str(path)) from None
     except ValueError as error:
         raise errors.ConfigError(f"deepspeed: {path.name} is not JSON: {error}") from None
     if not isinstance(config, dict):
@@ -84,6 +88,9 @@ def check(config: Mapping[str, Any], name: str) -> None:
         else:
             continue
         raise errors.ConfigError(f"deepspeed: {name}: key {key!r} {reason}", wanted=sorted(ALLOWED), got=key)
+    for key in SECTIONS:
+        if not isinstance(section := config.get(key, {}), Mapping):
+            raise errors.ConfigError(f"deepspeed: {name}: {key} wanted an object, got {section!r}", got=section)
     if path := _find_auto(config):
         raise errors.ConfigError(f"deepspeed: {name}: {path} is 'auto'; write a value or delete the key", got="auto")
     stage = zero_stage(config)

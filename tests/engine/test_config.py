@@ -51,6 +51,9 @@ def test_keys_that_are_not_its_own_are_refused_by_name(tmp_path, key):
     [
         ("{", "not JSON"),
         ("[]", "no JSON object"),
+        ('{"zero_optimization": 2}', "zero_optimization wanted an object, got 2"),
+        ('{"bf16": true}', "bf16 wanted an object, got True"),
+        ('{"fp16": null}', "fp16 wanted an object, got None"),
         ('{"zero_optimization": {"stage": 4}}', "0, 1, 2 or 3"),
         ('{"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}}', "zero_optimization.reduce_bucket_size"),
         ('{"bf16": {"enabled": true}, "fp16": {"enabled": true}}', "both"),
@@ -66,6 +69,11 @@ def test_what_deepspeed_would_choke_on_is_refused(tmp_path, text, says):
 def test_a_missing_config_names_those_that_exist():
     with pytest.raises(errors.ConfigError, match="zero2"):
         config.read(CONFIGS[0].with_name("zero9.json"))
+
+
+def test_a_folder_is_no_config(tmp_path):
+    with pytest.raises(errors.ConfigError, match="cannot be read"):
+        config.read(tmp_path)
 
 
 ZERO1 = {"zero_optimization": {"stage": 1}}
