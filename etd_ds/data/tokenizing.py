@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -101,6 +101,7 @@ class _Crew:
         """End the processes, which have nothing in hand any more."""
         for process in self._all:
             assert process.stdin is not None
-            process.stdin.close()
+            with suppress(BrokenPipeError):  # of one that died with a task unread
+                process.stdin.close()
         for process in self._all:
             process.wait()
