@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -83,9 +84,10 @@ def _plain(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 
 def _from_vocabulary(file: Path) -> tokenizers.Tokenizer:
     # The older BERT layout: a word list, and whether to lower it in tokenizer_config.json.
-    words = file.read_text(encoding="utf-8").splitlines()
+    # Only a line feed ends a word: several characters at which Unicode ends a line are words of real vocabularies.
+    words = _content(file).rstrip("\n").split("\n")
     options = file.with_name("tokenizer_config.json")
-    settings = json.loads(options.read_text(encoding="utf-8")) if options.is_file() else {}
+    settings = _json(options) if options.is_file() else {}
     lower = bool(settings.get("do_lower_case", True))
     tokenizer = tokenizers.Tokenizer(
         models.WordPiece({word: index for index, word in enumerate(words)}, unk_token="[UNK]")
@@ -106,12 +108,29 @@ def _from_vocabulary(file: Path) -> tokenizers.Tokenizer:
     return tokenizer
 
 
+def _content(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise errors.TeacherError(f"teacher: wanted its {file.name} in UTF-8, got other bytes: {error}") from None
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_content(file))
+    except (ValueError, RecursionError) as error:
+        raise errors.TeacherError(f"teacher: its {file.name} is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise errors.TeacherError(f"teacher: wanted a JSON object in its {file.name}, got {type(content).__name__}")
+    return content
+
+
 def _check(tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
     vocab = special(tokenizer).vocab
     config = folder / "config.json"
     if not config.is_file():
         return
-    wanted = json.loads(config.read_text(encoding="utf-8")).get("vocab_size")
+    wanted = _json(config).get("vocab_size")
     if isinstance(wanted, int) and vocab > wanted:
         raise errors.TeacherError(
             f"teacher: its tokenizer has ids up to {vocab - 1}, but config.json says vocab_size {wanted}; "

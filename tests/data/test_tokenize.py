@@ -63,3 +63,21 @@ def test_a_damaged_tokenizer_is_refused(folder: Path, content: str) -> None:
 def test_no_tokenizer_at_all_is_refused(tmp_path: Path) -> None:
     with pytest.raises(errors.TeacherError, match=r"tokenizer\.json or a vocab\.txt"):
         tokenize.open_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_words_may_be_characters_at_which_unicode_ends_a_line(folder: Path, ending: str) -> None:
+    (folder / "tokenizer.json").unlink()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "\x0b", "\x85", "\u2028", "king"]
+    (folder / "vocab.txt").write_bytes((ending.join(words) + ending).encode())
+    assert tokenize.open_tokenizer(folder).get_vocab() == {word: index for index, word in enumerate(words)}
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "vocab.txt"])
+@pytest.mark.parametrize("content", [b"", b"{broken", b"[]", b"[" * 100_000, b"\xff\xfe"])
+def test_a_damaged_file_beside_the_weights_is_refused(folder: Path, name: str, content: bytes) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / name).write_bytes(content)
+    with pytest.raises(errors.TeacherError, match=rf"vocabulary lacks|its {name}") as caught:
+        tokenize.open_tokenizer(folder)
+    assert caught.value.field == "teacher"
