@@ -76,7 +76,7 @@ def from_config(config: Mapping[str, Any]) -> EncoderShape:
 def student(job: spec.JobSpec, teacher: EncoderShape) -> EncoderShape:
     """The student's shape, or a `ShapeError` that names the field and the allowed values. Costs nothing."""
 
-    def refuse(field: str, got: int, wanted: str) -> errors.ShapeError:
+    def refuse(field: str, got: int | str, wanted: str) -> errors.ShapeError:
         return errors.ShapeError(
             f"{field}: wanted {wanted}, got {got} (teacher is {teacher})", field=field, wanted=wanted, got=got
         )
@@ -93,6 +93,8 @@ def student(job: spec.JobSpec, teacher: EncoderShape) -> EncoderShape:
         raise refuse("ffn", ffn, f"1 to {teacher.ffn}{default}")
     if job.seq_length > teacher.positions:
         raise refuse("seq_length", job.seq_length, f"8 to {teacher.positions}")
+    if job.layout == "pairs" and teacher.token_types < 2:
+        raise refuse("layout", job.layout, "'packed' for a teacher without a second token type")
     if not isinstance(job.layer_selection, str) and max(job.layer_selection) > teacher.layers:
         raise refuse("layer_selection", max(job.layer_selection), f"teacher layers from 1 to {teacher.layers}")
     if job.objective == "tinybert" and teacher.layers % job.layers:

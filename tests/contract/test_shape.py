@@ -42,6 +42,15 @@ def test_an_impossible_shape_names_its_field_and_what_is_allowed(fields, culprit
     assert caught.value.wanted
 
 
+def test_pairs_need_a_teacher_with_two_token_types():
+    assert shape.student(job(layout="pairs"), TEACHER).token_types == 2
+    one = TEACHER.model_copy(update={"token_types": 1})
+    assert shape.student(job(), one).token_types == 1
+    with pytest.raises(errors.ShapeError, match="wanted 'packed'") as caught:
+        shape.student(job(layout="pairs"), one)
+    assert caught.value.field == "layout"
+
+
 @pytest.mark.parametrize(
     ("layers", "selection", "chosen"),
     [
