@@ -140,6 +140,9 @@ class Trainer:
         return corpus
 
     def _distill(self, seats: Sequence[Seat], corpus: Corpus, steps: int, common: int) -> None:
+        if common:
+            for seat in seats:
+                _same_corpus(seat, common, corpus)
         loop = self._loop(seats, corpus, steps)
         for seat, learner in zip(seats, loop.learners, strict=True):
             if common:
@@ -172,7 +175,7 @@ class Trainer:
         )
         return Loop(
             learners=[
-                self._learner(number, seat, distiller, steps, len(corpus.train))
+                self._learner(number, seat, distiller, steps, corpus)
                 for number, (seat, distiller) in enumerate(zip(seats, distillers, strict=True))
             ],
             rhythm=Rhythm(steps, job.checkpoint_every, job.validate_every),
@@ -199,7 +202,7 @@ class Trainer:
             student, objective, teacher_hidden=teacher.hidden_size, dropout=seat.job.dropout, seed=seat.job.seed
         )
 
-    def _learner(self, number: int, seat: Seat, distiller: Distiller, steps: int, sequences: int) -> Learner:
+    def _learner(self, number: int, seat: Seat, distiller: Distiller, steps: int, corpus: Corpus) -> Learner:
         whole = config.complete(
             self.settings.ds_config,
             seat.job,
@@ -217,12 +220,13 @@ class Trainer:
         return Learner(
             job=seat.job,
             steps=steps,
-            steps_per_epoch=sequences / seat.job.batch_size,
+            steps_per_epoch=len(corpus.train) / seat.job.batch_size,
             ranks=self.ranks,
             engine=engine,
             distiller=distiller,
             say=seat.say,
             save=save,
+            progress=checkpoint.Progress(corpus=corpus.manifest.key),
         )
 
     def _timed(self, seats: Sequence[Seat], stage: Any, work: Callable[[], None]) -> None:
@@ -233,6 +237,18 @@ class Trainer:
         work()
         for seat in seats:
             seat.say(events.Stage(stage=stage, state="done", detail=f"{time.monotonic() - started:.1f} s"))
+
+
+def _same_corpus(seat: Seat, step: int, corpus: Corpus) -> None:
+    """The reference in a spec may mean another text by now, and a step number another place in it."""
+    wanted, got = seat.open(step).progress.corpus, corpus.manifest.key
+    if wanted not in (None, got):
+        raise errors.CorpusError(
+            f"corpus: {seat.job.corpus} changed since this run began ({seat.run.root}, step {step}: key "
+            f"{wanted[:12]}, now {got[:12]}); bring the old one back, or begin another run",
+            wanted=wanted,
+            got=got,
+        )
 
 
 def _device_name(device: torch.device) -> str:

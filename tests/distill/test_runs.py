@@ -254,6 +254,22 @@ def test_a_teacher_that_changed_since_extraction_is_refused(make_run, cache):
     assert "extract the student again" in end.message
 
 
+def test_a_run_does_not_continue_on_another_corpus(small_world, make_run, cache, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_bytes(small_world[1].read_bytes())
+    run = make_run(corpus=str(text))
+    options = {"config": "cpu", "world_size": 1}
+    assert _train(run, cache, **options, fatal="step 5") == [-signal.SIGKILL]
+    kept = text.read_bytes()
+    text.write_bytes(kept[: len(kept) // 2])
+    assert _train(run, cache, **options) == [launch.EXIT_BAD_INPUT]
+    end = _of(run, events.End)[-1]
+    assert end.code == "bad_corpus"
+    assert "changed since this run began" in end.message
+    text.write_bytes(kept)
+    assert _train(run, cache, **options) == [launch.EXIT_DONE]
+
+
 def test_a_run_that_diverges_stops_and_says_where(make_run, cache):
     run = make_run(learning_rate=1.0, warmup_ratio=0.0, steps=200, max_grad_norm=1e9)
     assert _train(run, cache, "cpu", world_size=1) == [launch.EXIT_BAD_INPUT]
