@@ -144,7 +144,10 @@ def _jsonl(piece: sources.Piece, tally: Tally) -> Iterator[str]:
 
 def _json_lines(piece: sources.Piece, tally: Tally) -> Iterator[bytes]:
     with Path(piece.path).open("rb") as file:
-        position = file.seek(piece.start)
+        position = file.seek(max(piece.start - 1, 0))
+        if piece.start:
+            # The line before this piece, of which it may hold a part, belongs to the piece in which it begins.
+            position += _skip_line(file)
         while position < piece.stop:
             raw = file.readline(_JSON_LINE_BYTES)
             if not raw:
@@ -191,7 +194,7 @@ def _decode(raw: bytes, tally: Tally) -> str:
 
 def _parquet(piece: sources.Piece, tally: Tally) -> Iterator[str]:
     import pyarrow
-    from pyarrow import parquet
+    from pyarrow import parquet, types
 
     try:
         with parquet.ParquetFile(piece.path) as file:
@@ -201,7 +204,15 @@ def _parquet(piece: sources.Piece, tally: Tally) -> Iterator[str]:
                 )
             groups = list(range(piece.start, piece.stop))
             for batch in file.iter_batches(batch_size=256, row_groups=groups, columns=["text"]):
-                yield from (text for text in batch.column(0).to_pylist() if isinstance(text, str))
+                column = batch.column(0)
+                if types.is_dictionary(column.type):
+                    column = column.dictionary_decode()
+                if types.is_string(column.type) or types.is_large_string(column.type):
+                    # Nobody has looked yet whether they are UTF-8.
+                    raws = column.cast(pyarrow.large_binary()).to_pylist()
+                    yield from (_decode(raw, tally) for raw in raws if raw is not None)
+                else:
+                    yield from (text for text in column.to_pylist() if isinstance(text, str))
     except pyarrow.ArrowException as error:
         raise errors.CorpusError(f"corpus: {piece.path} is damaged: {error}", got=piece.path) from None
 

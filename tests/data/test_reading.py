@@ -101,6 +101,20 @@ def test_a_json_line_that_is_too_long_is_left_out_and_counted(tmp_path: Path) ->
     assert tally.lines_skipped == 1
 
 
+def test_a_json_line_over_several_pieces_is_that_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jsonl"
+    long = json.dumps({"text": "x" * 5000})
+    path.write_text('{"text": "before"}\n' + long + '\n{"text": "after"}\n')
+    assert len(list(sources.pieces(sources.locate(str(path)), 1000))) > 3
+    texts, tally = _read(path, 1000)
+    assert texts == ["before", "x" * 5000, "after"]
+    assert tally.lines_skipped == 0
+    monkeypatch.setattr(reading, "_JSON_LINE_BYTES", 1500)
+    texts, tally = _read(path, 1000)
+    assert texts == ["before", "after"]
+    assert tally.lines_skipped == 1
+
+
 def test_a_line_without_blanks_is_cut_between_characters(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("東" * 100_000, encoding="utf-8")
     texts, tally = _read(tmp_path / "a.txt")
@@ -123,6 +137,22 @@ def test_a_long_document_goes_on_as_several(tmp_path: Path) -> None:
     assert "".join(texts) == text
     assert all(len(part) <= 2 * reading.DOCUMENT_CHARS for part in texts)
     assert tally.documents_cut == 1
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=str)
+def test_a_parquet_string_that_is_not_utf8_is_counted(tmp_path: Path, kind: pa.DataType) -> None:
+    raw = pa.array([b"caf\xe9", None, "caf\u00e9".encode()], pa.binary())
+    if pa.types.is_dictionary(kind):
+        raw = raw.dictionary_encode()
+        values = pa.Array.from_buffers(pa.string(), len(raw.dictionary), raw.dictionary.buffers())
+        column = pa.DictionaryArray.from_arrays(raw.indices, values)
+    else:
+        raw = raw.cast(pa.large_binary()) if kind == pa.large_string() else raw
+        column = pa.Array.from_buffers(kind, len(raw), raw.buffers())
+    parquet.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    texts, tally = _read(tmp_path / "a.parquet")
+    assert texts == ["caf\ufffd", "caf\u00e9"]
+    assert tally.undecodable == 1
 
 
 @pytest.mark.parametrize("keep", [0, 3, 200, -5])
