@@ -9,6 +9,14 @@ from typing import Any
 
 from etd_ds.contract import errors, flags, rundir, shape
 
+# What only the student's maker can give; its weights are read strictly later on.
+NEEDED = ("config.json", "tokenizer.json", "vocab.txt", "tokenizer_config.json")
+# What an exported student also has, for one that was made elsewhere.
+ADDED = {
+    "extraction.json": json.dumps({"hidden": [], "layers": [], "note": "not extracted by etd-ds"}) + "\n",
+    "README.md": "# A distilled BERT encoder\n\nIts initial student was not extracted by etd-ds.\n",
+}
+
 # Fields of the spec that follow from the student's own files, or from how the trainer is started.
 FROM_STUDENT = ("layers", "hidden", "ffn", "mode", "deepspeed", "gpus", "nodes")
 
@@ -18,6 +26,13 @@ def lay(run: rundir.RunDir, *, student: Path, given: dict[str, Any]) -> None:
 
     A folder that was laid before must hold the same spec; then nothing is done, so that a run can continue.
     """
+    if missing := [name for name in NEEDED if not (student / name).is_file()]:
+        raise errors.RunFolderError(
+            f"--student: wanted a folder with {', '.join(NEEDED)}; {student} lacks {', '.join(missing)}; put it "
+            "there, a tokenizer from the teacher",
+            wanted=list(NEEDED),
+            got=missing,
+        )
     config = _json(student / "config.json")
     found = shape.from_config(config)
     manifest = student / "extraction.json"
@@ -35,6 +50,9 @@ def lay(run: rundir.RunDir, *, student: Path, given: dict[str, Any]) -> None:
             for path in student.iterdir():
                 if path.is_file():
                     shutil.copyfile(path, aside / path.name)
+            for name, text in ADDED.items():
+                if not (aside / name).exists():
+                    (aside / name).write_text(text, encoding="utf-8")
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 
@@ -10,7 +11,8 @@ import psutil
 import pytest
 from launching import CONFIGS
 
-from etd_ds.contract import events, launch, rundir
+from etd_ds.contract import errors, events, launch, rundir
+from etd_ds.stages import folder
 
 pytestmark = pytest.mark.slow
 
@@ -72,3 +74,23 @@ def test_without_a_service_flags_and_a_student_folder_are_enough(make_run, small
     assert run.read_result().validation_after.keys() == {"loss", "attention_kl", "value_kl"}
     again = launching.train(None, extra=[*flags, "--seed", "5"], **options)
     assert again == [launch.EXIT_DONE], "a finished run stays finished"
+
+
+def test_a_student_that_was_made_elsewhere_trains_and_is_exported(make_run, small_world, tmp_path):
+    """With stock files alone; what is missing that nobody can guess is named before anything is written."""
+    teacher, corpus, cache = small_world
+    student, run = tmp_path / "student", rundir.RunDir(tmp_path / "out")
+    shutil.copytree(make_run().init, student)
+    for name in ("README.md", "extraction.json", "vocab.txt"):
+        (student / name).unlink()
+    with pytest.raises(errors.RunFolderError, match=r"lacks vocab\.txt;"):
+        folder.lay(run, student=student, given={})
+    assert not run.root.exists()
+    shutil.copy(make_run().init / "vocab.txt", student)
+    flags = ["--student", str(student), "--out", str(run.root), "--teacher", str(teacher), "--corpus", str(corpus)]
+    flags += ["--seq-length", "32", "--steps", "1", "--batch-size", "4", "--validation-sequences", "4"]
+    options = {"cache": cache, "config": CONFIGS / "zero1.json", "world_size": 1}
+    assert launching.train(None, extra=flags, **options) == [launch.EXIT_DONE]
+    assert set(run.read_result().files) == set(rundir.STUDENT_FILES)
+    assert "not extracted by etd-ds" in (run.student / "extraction.json").read_text()
+    assert "## Distillation" in (run.student / "README.md").read_text()
