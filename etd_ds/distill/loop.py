@@ -21,7 +21,8 @@ from etd_ds.distill.stopping import Stop, Stopped
 from etd_ds.engine.ranks import Ranks
 from etd_ds.losses import Taps, Totals
 
-# The watchdog's patience: seconds for the first step, then at least so many, then in longest steps.
+# The watchdog's patience: seconds for the first step, and for what follows a step; then at least so many for a step,
+# then in longest steps.
 FIRST_STEP, LEAST, LONGEST_STEPS = 3600.0, 600.0, 20.0
 
 
@@ -80,6 +81,8 @@ class Loop:
             stopping = self._step(step)
             step += 1
             longest = max(longest, time.monotonic() - started)
+            # validation and saving may take far longer than a step
+            faulthandler.dump_traceback_later(FIRST_STEP, exit=True)
             last = step == self.rhythm.steps
             if last or step % self.rhythm.validate_every == 0:
                 self._validate()
