@@ -71,7 +71,7 @@ def whole(folder: Path, warn: Callable[[str], None]) -> Iterator[Found]:
     """The checkpoints that are whole, newest first. One that is damaged is passed over with a warning."""
     for _, path in _newest_first(folder):
         try:
-            yield Found(path, _verified(path))
+            yield Found(path, verified(path))
         except (OSError, ValueError) as error:
             warn(f"checkpoint {path.name} is damaged ({error}); it is not used")
 
@@ -90,10 +90,11 @@ def clear_leftovers(folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _verified(path: Path) -> Progress:
+def verified(path: Path) -> Progress:
+    """The progress of a checkpoint whose files are as they were written. Raises `OSError` or `ValueError`."""
     digests: Mapping[str, Mapping[str, object]] = json.loads((path / DIGESTS).read_bytes())
     for part in (STATE, PROGRESS):
-        wanted, got = rundir.FileDigest.model_validate(digests[part]), rundir.digest(path / part)
+        wanted, got = rundir.FileDigest.model_validate(digests.get(part)), rundir.digest(path / part)
         if wanted != got:
             raise ValueError(f"{part} has {got.size} bytes, sha256 {got.sha256[:12]}…; wanted {wanted.size} bytes")
     try:

@@ -41,10 +41,15 @@ def revision(run: rundir.RunDir, step: int) -> rundir.Revision:
         return rundir.read_revision(manifest)
     try:
         found = checkpoint.open_whole(run.checkpoints, step)
+        checkpoint.verified(found.path)
         encoder = encoder_state(found.tensors())
     except FileNotFoundError:
         raise errors.RunFolderError(
             f"{name}: no such checkpoint is kept any more", field="revision", got=name
+        ) from None
+    except ValueError as error:
+        raise errors.RunFolderError(
+            f"{name}: the checkpoint is damaged ({error}); ask for another step", field="revision", got=name
         ) from None
     with rundir.publishing(run.revisions / name) as aside:
         bert_checkpoint.save_student(aside, init=run.init, encoder=encoder)
