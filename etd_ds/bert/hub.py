@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,12 +32,22 @@ def fetch(hub: teachers.Hub, cache: Path, *, weights: bool) -> Path:
     assert hub.commit is not None
     with suppress(hub_errors.LocalEntryNotFoundError):
         folder = _snapshot(hub, cache, weights, local_files_only=True)
-        if (folder / "config.json").exists() and (not weights or (folder / "model.safetensors").exists()):
+        if (folder / "config.json").exists() and (not weights or _has_weights(folder)):
             return folder
     with _asking(hub):
         # Unlike a download, this fails at once when there is no network or no such repository.
         huggingface_hub.HfApi().model_info(hub.repo, revision=hub.commit)
         return _snapshot(hub, cache, weights, local_files_only=False)
+
+
+def _has_weights(folder: Path) -> bool:
+    if (folder / "model.safetensors").exists():
+        return True
+    try:
+        names = json.loads((folder / "model.safetensors.index.json").read_bytes())["weight_map"].values()
+        return bool(names) and all((folder / name).is_file() for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False  # whoever reads the weights says what is wrong with them
 
 
 def _snapshot(hub: teachers.Hub, cache: Path, weights: bool, *, local_files_only: bool) -> Path:

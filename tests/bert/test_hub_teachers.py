@@ -8,7 +8,8 @@ import pytest
 from transformers import BertConfig, BertModel
 
 from etd_ds.bert import checkpoint
-from etd_ds.contract import errors
+from etd_ds.bert import hub as fetching
+from etd_ds.contract import errors, teachers
 
 
 @pytest.fixture
@@ -35,6 +36,23 @@ def test_a_hub_id_is_pinned_to_its_commit_and_only_what_is_read_is_downloaded(hu
     hub.close()
     again = checkpoint.resolve(teacher.reference, tmp_path / "cache")
     assert again == teacher
+
+
+def test_a_teacher_in_several_files_is_found_in_the_cache_when_all_are_there(hub, tmp_path):
+    folder = tmp_path / "hub" / "org" / "bert"
+    (folder / "model.safetensors").unlink()
+    config = BertConfig.from_pretrained(folder)
+    BertModel(config).save_pretrained(folder, max_shard_size="2KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    teacher = checkpoint.resolve("org/bert", tmp_path / "cache")
+    where = teachers.Hub("org/bert", hub_double.COMMIT)
+    hub.asked.clear()
+    assert fetching.fetch(where, tmp_path / "cache", weights=True) == teacher.folder
+    assert hub.asked == []
+    # one that is missing is downloaded again
+    next(teacher.folder.glob("model-*.safetensors")).unlink()
+    assert checkpoint.resolve(teacher.reference, tmp_path / "cache") == teacher
+    assert hub.asked
 
 
 def test_the_shape_is_known_without_the_weights(hub, tmp_path):
