@@ -26,7 +26,8 @@ def sentences(reference: str, count: int) -> list[str]:
 def documents(reference: str) -> Iterator[tuple[int, list[str]]]:
     """(hash, sentences) of every document in file order. Raises `CorpusError`.
 
-    A prepared folder has no text any more: its tokens are decoded, which the same tokenizer turns into them again.
+    A prepared folder has no text any more: its tokens are decoded. The same tokenizer turns them into the same tokens
+    again, save for words that it did not know: [UNK] is a special token, and those are left out of the text.
     """
     folder = Path(reference).expanduser()
     if corpus.is_prepared(folder):
