@@ -65,6 +65,12 @@ class Ranks:
             raise errors.EtdError(verdict["error"]["message"])
         return verdict["ok"]
 
+    def meet(self, name: str) -> None:
+        """Wait until all ranks are here, however long that takes: at the store, as in `lead`."""
+        store = dist.distributed_c10d._get_default_store()
+        store.add(f"{name} met", 1)
+        _wait(lambda: store.add(f"{name} met", 0) >= self.world_size, None)
+
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Elementwise sum over all ranks, in place."""
         if self.world_size > 1:

@@ -135,6 +135,8 @@ class Trainer:
         made: list[Corpus] = []
         self.ranks.lead("data", lambda: self._timed(self.seats, "data", lambda: made.append(prepare())))
         corpus = made[0] if made else prepare()
+        # a rank with another cache, or a slow disk, may take longer than a collective would wait
+        self.ranks.meet("corpus")
         if not len(corpus.train):
             raise errors.CorpusError("corpus: no training sequences are left; give more text", got=0)
         return corpus
