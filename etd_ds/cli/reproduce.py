@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     workshop = reproduce.Workshop(
         args.out.resolve(),
-        args.cache,
+        args.cache.resolve(),
         slots=args.slots,
         together=args.together,
         tasks=None if args.tasks is None else tuple(args.tasks),

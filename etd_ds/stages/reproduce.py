@@ -153,15 +153,16 @@ class Workshop:
 
     def _run(self, argv: list[str], log: Path, *, ranks: int, more: Mapping[str, str] = MappingProxyType({})) -> int:
         threads = max(1, len(os.sched_getaffinity(0)) // (self.slots * ranks))
-        env = {**os.environ, **launch.train_env(cpu=not _gpus(), threads_per_rank=threads), **more}
+        # children find this package from wherever the command runs: a recipe's relative paths mean that folder
+        path = os.pathsep.join(filter(None, [str(launch.REPOSITORY), os.environ.get("PYTHONPATH")]))
+        env = {**os.environ, "PYTHONPATH": path}
+        env |= {**launch.train_env(cpu=not _gpus(), threads_per_rank=threads), **more}
         with log.open("ab") as out:
             with self._lock:
                 if self._ended:
                     return -signal.SIGTERM
                 # a process group of its own, so that a launcher and its ranks can be told to end together
-                child = subprocess.Popen(
-                    argv, stdout=out, stderr=out, env=env, cwd=launch.REPOSITORY, start_new_session=True
-                )
+                child = subprocess.Popen(argv, stdout=out, stderr=out, env=env, start_new_session=True)
                 self._children.add(child)
             try:
                 return child.wait()

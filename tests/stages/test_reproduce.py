@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from etd_ds import cli
 from etd_ds.contract import errors, events, launch, rundir
 from etd_ds.evaluate import recipes
 from etd_ds.stages import findings, plots, report, reproduce, reproduction
@@ -128,6 +129,37 @@ def test_ended_from_outside_it_leaves_no_trainer_behind(reproduced: tuple[Path, 
     ends = [event for event in events.read(run.events) if isinstance(event, events.End)]
     assert [end.outcome for end in ends] == ["stopped"]
     assert (run.checkpoints / "latest.json").exists()
+
+
+def test_children_run_where_the_command_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    # without site-packages, so that an installed copy does not count
+    argv = [sys.executable, "-S", "-c", "import os, etd_ds; print(os.getcwd(), etd_ds.__file__)"]
+    assert reproduce.Workshop(tmp_path, tmp_path)._run(argv, Path("log.txt"), ranks=1) == 0
+    assert Path("log.txt").read_text().split() == [str(tmp_path), str(launch.REPOSITORY / "etd_ds" / "__init__.py")]
+
+
+def test_relative_folders_are_those_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text(OWN)
+    seen: list[reproduce.Workshop] = []
+    monkeypatch.setattr(reproduce.Workshop, "reproduce", lambda workshop, asked: seen.append(workshop))
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    argv = [
+        "reproduce",
+        "--recipes",
+        "own.yaml",
+        "--scale",
+        "tiny",
+        "--out",
+        "out",
+        "--cache",
+        "cache",
+        "--data",
+        "data",
+    ]
+    assert cli.main(argv) == 0
+    assert (seen[0].out, seen[0].cache, seen[0].data) == (tmp_path / "out", tmp_path / "cache", tmp_path / "data")
 
 
 class Gone(subprocess.Popen):
