@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from etd_ds.data.corpus import Corpus, Row, Rows, open_corpus
 from etd_ds.data.preparation import prepare
-from etd_ds.data.raw import documents, sentences
+from etd_ds.data.raw import documents, opening, sentences
 
 if TYPE_CHECKING:
     from etd_ds.data.batch import Batch, Padded
@@ -24,6 +24,7 @@ __all__ = [
     "Totals",
     "documents",
     "open_corpus",
+    "opening",
     "prepare",
     "sentences",
 ]

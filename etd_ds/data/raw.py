@@ -11,15 +11,22 @@ from etd_ds.data import corpus, reading, shards, sources, splitting, tokenize
 
 def sentences(reference: str, count: int) -> list[str]:
     """The first `count` sentences of a corpus in file order. Raises `CorpusError` when it holds fewer."""
-    found: list[str] = []
+    return [sentence for document in opening(reference, count) for sentence in document]
+
+
+def opening(reference: str, count: int) -> list[list[str]]:
+    """The same by document; of the last one only what belongs to them. Raises `CorpusError`."""
+    found: list[list[str]] = []
+    missing = count
     for _, document in documents(reference):
-        found += document
-        if len(found) >= count:
-            return found[:count]
+        found.append(document[:missing])
+        missing -= len(found[-1])
+        if not missing:
+            return found
     raise errors.CorpusError(
-        f"corpus: wanted {count} sentences, {reference} holds {len(found)}; ask for fewer or give more text",
+        f"corpus: wanted {count} sentences, {reference} holds {count - missing}; ask for fewer or give more text",
         wanted=count,
-        got=len(found),
+        got=count - missing,
     )
 
 

@@ -23,7 +23,7 @@ from etd_ds.stages import cache as store
 from etd_ds.stages import progress, ranks, sentences
 
 # Part of every key: raise it when the same inputs would give other scores.
-VERSION = 1
+VERSION = 2
 SAVE_EVERY_SECONDS = 20.0
 
 
@@ -46,7 +46,9 @@ def find(
     report: progress.Report | None = None,
 ) -> Found:
     """The scores that a spec's extraction needs. Raises `CorpusError` when the corpus has too few sentences."""
-    lines = data.sentences(job.corpus, job.importance_sentences)
+    documents = data.opening(job.corpus, job.importance_sentences)
+    lines = [line for document in documents for line in document]
+    pairs = "nsp" in weights.parts
     digest = sentences.digest(lines)
     tokenizer = tokenize.open_tokenizer(teacher.folder)
     config = checkpoint.read_config(teacher.folder)
@@ -59,7 +61,12 @@ def find(
         "seed": job.seed,
     }
     fitted_steps = None if "mlm" in weights.parts else job.mlm_head_steps
-    options = {"reduction": job.importance_reduction, "mlm_head_steps": fitted_steps}
+    sizes = [len(document) for document in documents]
+    options = {
+        "reduction": job.importance_reduction,
+        "mlm_head_steps": fitted_steps,
+        "documents": sizes if pairs else None,
+    }
     folder = cache / "scores" / store.key(basis | options)
     device = _device()
     with store.lock(folder) if ranks.rank() == 0 else nullcontext():
@@ -68,14 +75,14 @@ def find(
         if not cached:
             bert = checkpoint.build_encoder(config, weights.state, dtype=torch.float32)
             torch.nn.Module.to(bert.requires_grad_(False), device)
-            text = sentences.read(lines, tokenizer, teacher.shape.vocab)
+            text = sentences.read(lines, tokenizer, teacher.shape.vocab, sizes)
             task = _Task(job, teacher, bert, text, report or progress.silent)
             if fitted_steps is None:
                 heads, about = _own_heads(weights, device), {"fitted": False}
             else:
                 heads, about = task.fitted_head(cache / "heads" / store.key(basis | {"mlm_head_steps": fitted_steps}))
             info = {"sentences": len(lines), "reduction": job.importance_reduction, "mlm_head": about}
-            task.score(folder, heads, info, pairs="nsp" in weights.parts)
+            task.score(folder, heads, info, pairs=pairs)
             entry = store.load(folder)
         entry = entry or store.load(folder)
     if entry is None:
@@ -140,7 +147,7 @@ class _Task:
         device, report = self.bert.device, self.report
         batches = sentences.batches(self.text, positions=self.teacher.shape.positions, seed=self.job.seed, pairs=pairs)
         masked = sum(int((batch.labels_BS != scoring.IGNORED).sum()) for batch in batches)
-        sequences = sum(len(batch.ids_BS) for batch in batches)
+        paired = sum(len(batch.nsp_B) for batch in batches if batch.nsp_B is not None)
         if not masked:
             raise errors.CorpusError(
                 f"corpus: not one token of {info['sentences']} sentences was masked, so there is no loss to score by; "
@@ -159,7 +166,7 @@ class _Task:
                 self.bert,
                 heads,
                 batch.to(device),
-                nsp_weight=masked / sequences,
+                nsp_weight=masked / max(1, paired),
                 reduction=self.job.importance_reduction,
             )
             done += 1

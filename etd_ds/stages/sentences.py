@@ -25,6 +25,8 @@ class Text:
     ids: tuple[Tensor, ...]
     special: tokenize.Special
     vocab: int
+    documents: tuple[int, ...]
+    """How many of the sentences each document has."""
 
     def masked(self, ids: Tensor, generator: torch.Generator) -> masking.Masked:
         """15 % of the ordinary tokens hidden."""
@@ -41,39 +43,46 @@ def digest(sentences: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(sentences).encode()).hexdigest()
 
 
-def read(sentences: Sequence[str], tokenizer: tokenizers.Tokenizer, vocab: int) -> Text:
-    """Tokenize. `vocab` is the model's vocabulary size. Raises `CorpusError` when nothing is left to read."""
+def read(
+    sentences: Sequence[str], tokenizer: tokenizers.Tokenizer, vocab: int, documents: Sequence[int] | None = None
+) -> Text:
+    """Tokenize. `vocab` is the model's vocabulary size. Raises `CorpusError` when nothing is left to read.
+
+    `documents` is how many sentences each document has; without it, all are of one.
+    """
     encoded = tokenizer.encode_batch(list(sentences), add_special_tokens=False)
     ids = tuple(torch.tensor(one.ids, dtype=torch.int64) for one in encoded)
     if not any(map(len, ids)):
         raise errors.CorpusError(f"corpus: its first {len(ids)} sentences hold no word that the tokenizer knows of")
-    return Text(ids, tokenize.special(tokenizer), vocab)
+    return Text(ids, tokenize.special(tokenizer), vocab, (len(ids),) if documents is None else tuple(documents))
 
 
 def batches(text: Text, *, positions: int, seed: int, pairs: bool) -> list[scoring.Batch]:
-    """All sentences (or sentence pairs, for NSP) once: equal lengths together, in an order fixed by the text alone.
+    """All sentences once: equal lengths together, in an order fixed by the text alone.
+
+    With `pairs`, for NSP, they are in pairs; a sentence without a partner in its document stands alone, with no label.
 
     Masks are drawn over all sentences laid end to end, so they depend on neither batch nor rank.
     """
-    if pairs and len(text.ids) < 2:
+    if pairs and max(text.documents) < 2:
         raise errors.CorpusError(
-            "importance_sentences: wanted at least 2, since this teacher's loss looks at pairs of sentences",
+            "importance_sentences: wanted at least 2 of one document, since this teacher's loss looks at pairs of "
+            f"sentences; got {len(text.ids)} in {len(text.documents)} documents",
             field="importance_sentences",
             wanted=2,
-            got=len(text.ids),
+            got=max(text.documents),
         )
-    sequences, types, nsp = _paired(text, positions, seed) if pairs else _single(text, positions)
+    sequences, types, nsp = _paired(text, positions, seed) if pairs else _single(text, text.ids, positions)
     flat_ids = torch.cat(sequences)
     masked = text.masked(flat_ids, masking.generator(seed, 0))
     lengths = [len(one) for one in sequences]
     ids, labels = torch.split(masked.ids, lengths), torch.split(masked.labels, lengths)
-    by_length: dict[int, list[int]] = {}
+    alike: dict[tuple[int, bool], list[int]] = {}
     for i, length in enumerate(lengths):
-        by_length.setdefault(length, []).append(i)
+        alike.setdefault((length, nsp[i] is not None), []).append(i)
     found = []
-    for length in sorted(by_length):
+    for (length, labelled), same in sorted(alike.items()):
         rows = max(1, BATCH_TOKENS // length)
-        same = by_length[length]
         for first in range(0, len(same), rows):
             chosen = same[first : first + rows]
             found.append(
@@ -81,34 +90,49 @@ def batches(text: Text, *, positions: int, seed: int, pairs: bool) -> list[scori
                     torch.stack([ids[i] for i in chosen]),
                     torch.stack([types[i] for i in chosen]),
                     torch.stack([labels[i] for i in chosen]),
-                    torch.tensor([nsp[i] for i in chosen]) if pairs else None,
+                    torch.tensor([nsp[i] for i in chosen]) if labelled else None,
                 )
             )
     return found
 
 
-def _single(text: Text, positions: int) -> tuple[list[Tensor], list[Tensor], list[int]]:
+def _single(
+    text: Text, sentences: Sequence[Tensor], positions: int
+) -> tuple[list[Tensor], list[Tensor], list[int | None]]:
     special = text.special
     cls, sep = torch.tensor([special.cls]), torch.tensor([special.sep])
-    sequences = [torch.cat([cls, ids[: positions - 2], sep]) for ids in text.ids]
-    return sequences, [torch.zeros_like(one) for one in sequences], []
+    sequences = [torch.cat([cls, ids[: positions - 2], sep]) for ids in sentences]
+    return sequences, [torch.zeros_like(one) for one in sequences], [None] * len(sequences)
 
 
-def _paired(text: Text, positions: int, seed: int) -> tuple[list[Tensor], list[Tensor], list[int]]:
-    """Sentence 2i with sentence 2i+1 (label 0), or, for half of the pairs, with another pair's second one (label 1)."""
+def _paired(text: Text, positions: int, seed: int) -> tuple[list[Tensor], list[Tensor], list[int | None]]:
+    """Sentence 2i of a document with its sentence 2i+1 (label 0), or, for half of the pairs, with another pair's second
+    one (label 1); before them, alone, the last sentences of documents with an odd number of them."""
     special = text.special
     cls, sep = torch.tensor([special.cls]), torch.tensor([special.sep])
-    firsts, seconds = text.ids[0::2], list(text.ids[1::2])
+    firsts: list[Tensor] = []
+    seconds: list[Tensor] = []
+    alone: list[Tensor] = []
+    start = 0
+    for size in text.documents:
+        document = text.ids[start : start + size]
+        firsts += document[: size - size % 2 : 2]
+        seconds += document[1::2]
+        alone += document[size - size % 2 :]
+        start += size
     jumps = (torch.rand(len(seconds), generator=masking.generator(seed, 1)) < 0.5).nonzero().flatten().tolist()
     jumps = jumps if len(jumps) > 1 else []
-    # Each second sentence is used once: those of the jumping pairs move on by one place.
-    for here, there in zip(jumps, [*jumps[1:], *jumps[:1]], strict=True):
-        seconds[here] = text.ids[2 * there + 1]
+    # Each second sentence is used once: those of the jumping pairs move on by half of these pairs, so that they leave
+    # their document unless it is most of the text.
+    half = len(jumps) // 2
+    moved = [seconds[there] for there in [*jumps[half:], *jumps[:half]]]
+    for here, second in zip(jumps, moved, strict=True):
+        seconds[here] = second
     room = (positions - 3) // 2
-    sequences, types, nsp = [], [], [0] * len(seconds)
-    for i in jumps:
-        nsp[i] = 1
-    for first, second in zip(firsts, seconds, strict=False):
+    sequences, types, nsp = _single(text, alone, positions)
+    jumping = set(jumps)
+    nsp += [int(i in jumping) for i in range(len(seconds))]
+    for first, second in zip(firsts, seconds, strict=True):
         a, b = torch.cat([cls, first[:room], sep]), torch.cat([second[:room], sep])
         sequences.append(torch.cat([a, b]))
         types.append(torch.cat([torch.zeros_like(a), torch.ones_like(b)]))

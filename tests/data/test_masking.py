@@ -1,4 +1,3 @@
-import pytest
 import torch
 
 from etd_ds.data import masking
@@ -46,24 +45,3 @@ def test_the_draw_depends_on_the_generator_alone() -> None:
 def test_generator_depends_on_every_number_of_its_key() -> None:
     draws = [torch.rand(4, generator=masking.generator(*key)) for key in ((0, 1), (1, 0), (0, 2), (0,), (0, 1, 0))]
     assert len({tuple(draw.tolist()) for draw in draws}) == len(draws)
-
-
-def test_half_of_the_pairs_go_on_and_jumps_leave_the_document() -> None:
-    documents = [[(d, s) for s in range(2 + d % 7)] for d in range(2000)]
-    pairs = masking.nsp(documents, masking.generator(3))
-    assert len(pairs) == sum(len(document) - 1 for document in documents)
-    for first, second, label in pairs:
-        if label == 0:
-            assert second == (first[0], first[1] + 1)
-        else:
-            assert second[0] != first[0]
-    jumps = sum(pair.label for pair in pairs)
-    assert abs(jumps / len(pairs) - 0.5) < 4 * 0.5 / len(pairs) ** 0.5
-
-
-@pytest.mark.parametrize("size", [0, 1, 2, 3, 9])
-def test_pairs_of_a_single_document(size: int) -> None:
-    pairs = masking.nsp([list(range(size))], masking.generator(5))
-    assert [pair.first for pair in pairs] == list(range(max(size - 1, 0)))
-    for first, second, label in pairs:
-        assert (second == first + 1) if label == 0 else second not in (first, first + 1)

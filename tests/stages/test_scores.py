@@ -160,6 +160,47 @@ def test_every_sentence_is_scored_once_and_no_batch_has_padding(teacher, corpus)
     assert 0 < labels.float().mean() < 1
 
 
+def test_pairs_that_go_on_are_of_one_document_and_no_sentence_is_lost(teacher, corpus):
+    lines = data.sentences(str(corpus), COUNT)
+    sizes = [3, 1, 4, 2, 5, 1, 1, 7, 3, 4, 2, 6, 1]
+    assert sum(sizes) == COUNT
+    places = [(document, index) for document, size in enumerate(sizes) for index in range(size)]
+    text = sentences.read(lines, tokenize.open_tokenizer(teacher), len(small_teacher.VOCABULARY), sizes)
+    place = {tuple(ids.tolist()): where for ids, where in zip(text.ids, places, strict=True)}
+    assert len(place) == COUNT
+    seen, labels = [], []
+    for batch in sentences.batches(text, positions=64, seed=0, pairs=True):
+        whole = torch.where(batch.labels_BS >= 0, batch.labels_BS, batch.ids_BS)[:, 1:]
+        for row, ids in enumerate(whole.tolist()):
+            ends = [i for i, one in enumerate(ids) if one == text.special.sep]
+            found = [place[tuple(ids[a:b])] for a, b in zip([0, *(i + 1 for i in ends)], ends, strict=False)]
+            seen += found
+            if batch.nsp_B is None:
+                assert found == [(found[0][0], sizes[found[0][0]] - 1)]
+                assert sizes[found[0][0]] % 2 == 1
+            else:
+                (first, second), label = found, int(batch.nsp_B[row])
+                assert (second == (first[0], first[1] + 1)) == (label == 0)
+                assert label == 0 or second[0] != first[0]
+                labels.append(label)
+    assert sorted(seen) == places
+    assert len(labels) == sum(size // 2 for size in sizes)
+    assert 0 < sum(labels) < len(labels)
+
+
+def test_where_documents_end_is_part_of_the_key_when_pairs_are_scored(tmp_path):
+    (tmp_path / "a.txt").write_text("The king ruled. He built.\n\nShe lies near the sea. It was old.")
+    (tmp_path / "b.txt").write_text("The king ruled. He built. She lies near the sea.\n\nIt was old.")
+    for kind, cached in (("BertForMaskedLM", True), ("BertForPreTraining", False)):
+        teacher = small_teacher.write(tmp_path / kind, kind)
+        first, other = (
+            find(job(teacher, tmp_path / name, importance_sentences=4), tmp_path / "cache")
+            for name in ("a.txt", "b.txt")
+        )
+        assert (first.cached, other.cached) == (False, cached)
+        assert first.corpus_sha256 == other.corpus_sha256
+
+
 def test_sentences_without_a_token_are_passed_over_and_nothing_else_is_refused(teacher):
     tokenizer = tokenize.open_tokenizer(teacher)
     text = sentences.read(["The king ruled.", "\u200b"], tokenizer, len(small_teacher.VOCABULARY))
