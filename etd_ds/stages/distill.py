@@ -13,7 +13,8 @@ import torch
 
 from etd_ds import data
 from etd_ds.bert import checkpoint as bert_checkpoint
-from etd_ds.contract import errors, events, rundir, spec
+from etd_ds.contract import errors, events, rundir, shape, spec
+from etd_ds.data import tokenize
 from etd_ds.data.corpus import Corpus
 from etd_ds.data.stream import Ahead, Stream
 from etd_ds.distill.display import Display
@@ -82,6 +83,7 @@ class Trainer:
 
     def train(self) -> None:
         """All that is left to do. Raises `Stopped` or `EtdError`."""
+        self.ranks.lead("students", self._students)
         corpus = self._data()
         steps = self.job.total_steps(len(corpus.train))
         whole: list[list[int]] = self.ranks.lead("checkpoints", lambda: [seat.whole_steps() for seat in self.seats])
@@ -116,6 +118,27 @@ class Trainer:
                     f"{teacher.reference} now has {teacher.sha256}; extract the student again"
                 )
         return teacher
+
+    def _students(self) -> None:
+        """Each student must be one of the teacher: of the sizes that its spec says, with the same tokenizer."""
+        tokens = tokenize.digest(tokenize.open_tokenizer(self._teacher.folder))
+        for seat in self.seats:
+            init = seat.run.init
+            wanted = shape.student(seat.job, self._teacher.shape).model_dump()
+            got = shape.from_config(bert_checkpoint.read_config(init)).model_dump()
+            if other := [name for name in wanted if got[name] != wanted[name]]:
+                sizes = [", ".join(f"{name} {shown[name]}" for name in other) for shown in (wanted, got)]
+                raise errors.RunFolderError(
+                    f"{init}: wanted a student with {sizes[0]}, as spec and teacher ask, got {sizes[1]}; "
+                    "extract it again, or take the teacher that it belongs to",
+                    wanted={name: wanted[name] for name in other},
+                    got={name: got[name] for name in other},
+                )
+            if tokenize.digest(tokenize.open_tokenizer(init)) != tokens:
+                raise errors.RunFolderError(
+                    f"{init}: wanted the tokenizer of the teacher {self._teacher.reference}, got another one; "
+                    "extract the student again, or take the teacher that it belongs to"
+                )
 
     def _data(self) -> Corpus:
         """Rank 0 makes the corpus if the cache has it not; then all open it."""
@@ -193,11 +216,6 @@ class Trainer:
 
     def _distiller(self, seat: Seat, teacher: Any) -> Distiller:
         student = bert_checkpoint.load_encoder(seat.run.init)
-        if student.config.num_attention_heads != teacher.num_attention_heads:
-            raise errors.RunFolderError(
-                f"{seat.run.init}: wanted a student with the teacher's {teacher.num_attention_heads} heads, "
-                f"got {student.config.num_attention_heads}"
-            )
         layers = student.config.num_hidden_layers, teacher.num_hidden_layers
         objective: Objective = OBJECTIVES[seat.job.objective](*layers)
         return Distiller(

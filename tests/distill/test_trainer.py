@@ -1,6 +1,8 @@
 """The trainer's first stages, each rank in a thread."""
 
 import concurrent.futures
+import json
+import shutil
 import threading
 
 import pytest
@@ -8,9 +10,12 @@ import torch
 import torch.distributed as dist
 from launching import CONFIGS
 
+from etd_ds.bert import checkpoint
+from etd_ds.contract import errors, rundir
 from etd_ds.distill.stopping import Stop
 from etd_ds.engine.ranks import Ranks
 from etd_ds.stages import distill
+from etd_ds.stages.seat import Seat
 
 
 @pytest.fixture
@@ -41,3 +46,64 @@ def test_no_rank_goes_on_before_all_have_opened_the_corpus(trainers, monkeypatch
         finally:
             opened.set()
         assert first.result(30).manifest.key == second.result(30).manifest.key
+
+
+@pytest.fixture
+def students(monkeypatch, small_world):
+    """A function that checks the student of a run folder against its teacher, as one rank does before any work."""
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", dist.HashStore)
+
+    def check(run):
+        settings = distill.check([run], ds_config=CONFIGS / "cpu.json", world_size=1)
+        ranks = Ranks(0, 1, 0, torch.device("cpu"))
+        trainer = distill.Trainer([Seat(run, None)], settings, cache=small_world[2], ranks=ranks, stop=Stop())
+        monkeypatch.setattr(trainer, "_data", _reach)
+        trainer.train()
+
+    return check
+
+
+class Reached(Exception):
+    """Nothing was wrong, and the work begins."""
+
+
+def _reach():
+    raise Reached
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["tokenizer.json", "vocab.txt alone"])
+@pytest.mark.parametrize("changes", [{}, {"mode": "none"}, {"ffn": 40}])
+def test_a_student_that_we_extracted_fits_its_teacher(students, make_run, small_world, tmp_path, changes, older):
+    teacher = shutil.copytree(small_world[0], tmp_path / "teacher")
+    if older:
+        (teacher / "tokenizer.json").unlink()
+    with pytest.raises(Reached):
+        students(make_run(teacher=str(teacher), **changes))
+
+
+@pytest.mark.parametrize(
+    ("key", "got", "name"),
+    [
+        ("num_attention_heads", 2, "heads"),
+        ("hidden_size", 28, "hidden"),
+        ("max_position_embeddings", 64, "positions"),
+        ("vocab_size", 30600, "vocab"),
+    ],
+)
+def test_a_student_of_other_sizes_is_refused(students, make_run, key, got, name):
+    run = make_run()
+    config = checkpoint.read_config(run.init)
+    rundir.publish_json(run.init / "config.json", config | {key: got})
+    with pytest.raises(
+        errors.RunFolderError, match=f"wanted a student with {name} {config[key]}, .* got {name} {got};"
+    ):
+        students(run)
+
+
+def test_a_student_with_another_tokenizer_is_refused(students, make_run):
+    run = make_run()
+    content = json.loads((run.init / "tokenizer.json").read_text())
+    content["normalizer"]["lowercase"] = not content["normalizer"]["lowercase"]
+    rundir.publish_json(run.init / "tokenizer.json", content)
+    with pytest.raises(errors.RunFolderError, match="wanted the tokenizer of the teacher"):
+        students(run)
