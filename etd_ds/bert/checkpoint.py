@@ -103,7 +103,7 @@ def _shape_at(where: Path | teachers.Hub, cache: Path) -> shape.EncoderShape:
         return shape.from_config(read_config(where))
     folder = hub.fetch(where, cache, weights=False)
     found = shape.from_config(read_config(folder))
-    if not (folder / WEIGHTS).exists() and not hub.has_safetensors(where):
+    if not hub.has_weights(folder) and not hub.has_safetensors(where):
         raise _no_safetensors(where.repo)
     return found
 

@@ -32,7 +32,7 @@ def fetch(hub: teachers.Hub, cache: Path, *, weights: bool) -> Path:
     assert hub.commit is not None
     with suppress(hub_errors.LocalEntryNotFoundError):
         folder = _snapshot(hub, cache, weights, local_files_only=True)
-        if (folder / "config.json").exists() and (not weights or _has_weights(folder)):
+        if (folder / "config.json").exists() and (not weights or has_weights(folder)):
             return folder
     with _asking(hub):
         # Unlike a download, this fails at once when there is no network or no such repository.
@@ -40,7 +40,8 @@ def fetch(hub: teachers.Hub, cache: Path, *, weights: bool) -> Path:
         return _snapshot(hub, cache, weights, local_files_only=False)
 
 
-def _has_weights(folder: Path) -> bool:
+def has_weights(folder: Path) -> bool:
+    """Whether a snapshot holds its safetensors whole, in one file or in several."""
     if (folder / "model.safetensors").exists():
         return True
     try:

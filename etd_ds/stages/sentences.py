@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -106,37 +107,19 @@ def _single(
 
 
 def _paired(text: Text, positions: int, seed: int) -> tuple[list[Tensor], list[Tensor], list[int | None]]:
-    """Sentence 2i of a document with its sentence 2i+1 (label 0), or, for half of the pairs, with another pair's second
-    one (label 1); before them, alone, the last sentences of documents with an odd number of them."""
+    """Sentences without a partner alone and without a label, then the pairs: [CLS] a [SEP] b [SEP]."""
     special = text.special
     cls, sep = torch.tensor([special.cls]), torch.tensor([special.sep])
-    firsts: list[Tensor] = []
-    seconds: list[Tensor] = []
-    alone: list[Tensor] = []
-    start = 0
-    for size in text.documents:
-        document = text.ids[start : start + size]
-        firsts += document[: size - size % 2 : 2]
-        seconds += document[1::2]
-        alone += document[size - size % 2 :]
-        start += size
-    jumps = (torch.rand(len(seconds), generator=masking.generator(seed, 1)) < 0.5).nonzero().flatten().tolist()
-    jumps = jumps if len(jumps) > 1 else []
-    # Each second sentence is used once: those of the jumping pairs move on by half of these pairs, so that they leave
-    # their document unless it is most of the text.
-    half = len(jumps) // 2
-    moved = [seconds[there] for there in [*jumps[half:], *jumps[:half]]]
-    for here, second in zip(jumps, moved, strict=True):
-        seconds[here] = second
+    ends = list(itertools.accumulate(text.documents))
+    documents = [text.ids[end - size : end] for end, size in zip(ends, text.documents, strict=True)]
+    pairs = masking.nsp(documents, masking.generator(seed, 1))
+    sequences, types, nsp = _single(text, pairs.alone, positions)
     room = (positions - 3) // 2
-    sequences, types, nsp = _single(text, alone, positions)
-    jumping = set(jumps)
-    nsp += [int(i in jumping) for i in range(len(seconds))]
-    for first, second in zip(firsts, seconds, strict=True):
+    for first, second in zip(pairs.firsts, pairs.seconds, strict=True):
         a, b = torch.cat([cls, first[:room], sep]), torch.cat([second[:room], sep])
         sequences.append(torch.cat([a, b]))
         types.append(torch.cat([torch.zeros_like(a), torch.ones_like(b)]))
-    return sequences, types, nsp
+    return sequences, types, [*nsp, *pairs.labels]
 
 
 def fit_batches(text: Text, *, seed: int, positions: int) -> Iterator[scoring.Batch]:

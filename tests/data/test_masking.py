@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from etd_ds.data import masking
@@ -45,3 +46,27 @@ def test_the_draw_depends_on_the_generator_alone() -> None:
 def test_generator_depends_on_every_number_of_its_key() -> None:
     draws = [torch.rand(4, generator=masking.generator(*key)) for key in ((0, 1), (1, 0), (0, 2), (0,), (0, 1, 0))]
     assert len({tuple(draw.tolist()) for draw in draws}) == len(draws)
+
+
+def test_half_of_the_pairs_go_on_in_their_document_and_the_others_leave_it() -> None:
+    documents = [[(d, s) for s in range(1 + d % 7)] for d in range(4000)]
+    pairs = masking.nsp(documents, masking.generator(3))
+    used = [*pairs.firsts, *pairs.seconds, *pairs.alone]
+    assert sorted(used) == sorted(sentence for document in documents for sentence in document), "each is used once"
+    assert {document for document, _ in pairs.alone} == {d for d in range(4000) if (1 + d % 7) % 2}
+    for first, second, label in zip(pairs.firsts, pairs.seconds, pairs.labels, strict=True):
+        if label == 0:
+            assert second == (first[0], first[1] + 1)
+        else:
+            assert second[0] != first[0]
+    share = sum(pairs.labels) / len(pairs.labels)
+    assert abs(share - 0.5) < 4 * 0.5 / len(pairs.labels) ** 0.5
+
+
+@pytest.mark.parametrize("size", range(10))
+def test_pairs_of_a_single_document(size: int) -> None:
+    pairs = masking.nsp([list(range(size))], masking.generator(5))
+    assert len(pairs.firsts) == len(pairs.seconds) == len(pairs.labels) == size // 2
+    assert len(pairs.alone) == size % 2
+    for first, second, label in zip(pairs.firsts, pairs.seconds, pairs.labels, strict=True):
+        assert (second == first + 1) == (label == 0)
