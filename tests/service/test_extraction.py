@@ -46,6 +46,8 @@ def test_the_real_worker_checks_and_extracts(settings):
         state = {f"parameter.bert.{name}": 2 * value for name, value in weights.items()}
         safetensors.numpy.save_file(state, checkpoint / "state.safetensors")
         (checkpoint / "progress.json").write_text('{"step": 7}')
+        digests = {path.name: rundir.digest(path).model_dump() for path in checkpoint.iterdir()}
+        rundir.publish_json(checkpoint / "digests.json", digests)
         extractor.revision(run, 7)
         made = revisions.of_run(run)["step-7"]
         assert set(made.files) >= set(rundir.STUDENT_FILES)
