@@ -43,6 +43,9 @@ jobs = sa.Table(
     sa.Column("lease_until", sa.Float, nullable=False, default=0.0),
     sa.Column("request_key", sa.String(255)),
     sa.Column("request_hash", sa.String(64), nullable=False, default=""),
+    sa.Column("webhook", sa.Text, nullable=False, default="", server_default=""),
+    sa.Column("webhook_events", sa.Text, nullable=False, default="", server_default=""),
+    sa.Column("webhook_offset", sa.BigInteger, nullable=False, default=0, server_default="0"),
     sa.UniqueConstraint("tenant", "request_key"),
     sa.CheckConstraint(f"status in {statuses.STATUSES}", name="known_status"),
 )
@@ -67,6 +70,25 @@ api_keys = sa.Table(
     sa.Column("revoked", sa.Float),
 )
 
+webhook_secrets = sa.Table(
+    "webhook_secrets",
+    metadata,
+    sa.Column("tenant", sa.String(64), primary_key=True),
+    sa.Column("secret", sa.String(64), nullable=False),
+)
+
+deliveries = sa.Table(
+    "deliveries",
+    metadata,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("tenant", sa.String(64), nullable=False),
+    sa.Column("job", sa.String(40), nullable=False),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("tries", sa.Integer, nullable=False, default=0),
+    sa.Column("not_before", sa.Float, nullable=False, index=True),
+)
+
 
 class Database:
     """An engine with two kinds of transactions. May be used from any thread."""
@@ -81,11 +103,15 @@ class Database:
         """Bring the tables to the newest version; servers that start together do it one after the other."""
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-        with self.write() as connection:
-            if not self.sqlite:
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+        with self.engine.connect() as connection:
+            if self.sqlite:  # it changes a table by making a new one, and must not take the old one's rows for lost
+                connection.connection.cursor().execute("PRAGMA foreign_keys=OFF")
+            connection.detach()
+            with connection.begin():
+                if not self.sqlite:
+                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:

@@ -6,11 +6,11 @@ from typing import Literal, NamedTuple
 
 from etd_ds.contract import launch
 
-Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
+Status = Literal["extracting", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 Wish = Literal["", "cancel", "pause", "resume", "retry"]
 Action = Literal["", "start", "stop"]
 
-STATUSES: tuple[Status, ...] = ("queued", "running", "paused", "succeeded", "failed", "cancelled")
+STATUSES: tuple[Status, ...] = ("extracting", "queued", "running", "paused", "succeeded", "failed", "cancelled")
 ENDED: frozenset[Status] = frozenset(("succeeded", "failed", "cancelled"))
 
 # What a person may ask of a job, by its status. Cancelling what has ended is asked twice, not wrong.
@@ -47,15 +47,28 @@ class Verdict(NamedTuple):
     code: str = ""
 
 
-def decide(status: Status, wish: Wish, seen: Seen, *, tries_left: bool = False, retry_killed: bool = False) -> Verdict:
-    """The next status. `tries_left`: a lost attempt may be started again; `retry_killed`: a killed one as well."""
+def decide(
+    status: Status,
+    wish: Wish,
+    seen: Seen,
+    *,
+    tries_left: bool = False,
+    retry_killed: bool = False,
+    extracted: bool = True,
+) -> Verdict:
+    """The next status. `tries_left`: a lost attempt may be started again; `retry_killed`: a killed one as well.
+
+    `extracted`: the job has its initial student, so nothing but training is left to do.
+    """
     match status:
+        case "extracting":
+            return Verdict("cancelled" if wish == "cancel" else "extracting")
         case "queued":
             return Verdict({"cancel": "cancelled", "pause": "paused"}.get(wish, "queued"))  # type: ignore[arg-type]
         case "paused":
             return Verdict({"cancel": "cancelled", "resume": "queued"}.get(wish, "paused"))  # type: ignore[arg-type]
         case "failed" | "cancelled":
-            return Verdict("queued" if wish == "retry" else status)
+            return Verdict(("queued" if extracted else "extracting") if wish == "retry" else status)
         case "succeeded":
             return Verdict("succeeded")
     if seen.alive:

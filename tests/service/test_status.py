@@ -37,6 +37,7 @@ def test_every_verdict_is_a_status_and_only_running_jobs_need_an_executor():
 @pytest.mark.parametrize(
     ("is_now", "becomes"),
     [
+        ("extracting", {**dict.fromkeys(WISHES, "extracting"), "cancel": "cancelled"}),
         ("queued", {"": "queued", "cancel": "cancelled", "pause": "paused", "resume": "queued", "retry": "queued"}),
         ("paused", {"": "paused", "cancel": "cancelled", "pause": "paused", "resume": "queued", "retry": "paused"}),
         ("succeeded", dict.fromkeys(WISHES, "succeeded")),
@@ -47,6 +48,11 @@ def test_every_verdict_is_a_status_and_only_running_jobs_need_an_executor():
 def test_without_a_trainer_only_wishes_count(is_now, becomes):
     for _, wish, seen, tries in all_cases(is_now):
         assert verdict(is_now, wish, seen, tries) == Verdict(becomes[wish])
+
+
+def test_what_was_never_extracted_is_extracted_before_it_is_queued():
+    for ended in ("failed", "cancelled"):
+        assert decide(ended, "retry", Seen(), extracted=False) == Verdict("extracting")
 
 
 def test_what_lives_is_running_and_is_stopped_only_on_a_wish():
