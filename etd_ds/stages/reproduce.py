@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from etd_ds.contract import errors, launch
+from etd_ds.evaluate import door, tasks
 from etd_ds.stages import progress
 from etd_ds.stages.distill import OWN
 from etd_ds.stages.extract import check, extract
@@ -55,9 +56,13 @@ class Workshop:
     def reproduce(self, asked: Reproduction) -> None:
         """All that is missing. Raises `TrainingError` at the end, naming what failed; the rest is done by then."""
         cast = members(self.out, asked)
-        jobs = [asked.recipes.job(member.row, asked.scale, member.seed) for member in cast]
+        jobs = [asked.job(member) for member in cast]
         for job in jobs:
             check(job, self.cache)
+        at = asked.recipes.scales[asked.scale]
+        chosen = at.tasks if self.tasks is None else self.tasks
+        for name in chosen:
+            door.open_task(tasks.TASKS[name], self.data)  # a file that lacks is said before hours of training
         keep(self.out, asked)
         for member, job in zip(cast, jobs, strict=True):
             lay(member.run, job)
@@ -66,10 +71,8 @@ class Workshop:
                 self.tell(f"extract {number}/{len(cast)}: {_name([member])}")
                 extract(member.run, cache=self.cache, report=self.report)
         failed = self._all([(f"distill {_name(group)}", partial(self._train, group)) for group in self._groups(cast)])
-        at = asked.recipes.scales[asked.scale]
-        tasks = at.tasks if self.tasks is None else self.tasks
-        if tasks:
-            argv = [*at.evaluate.argv(), "--task", *tasks, *(["--data", str(self.data)] if self.data else [])]
+        if chosen:
+            argv = [*at.evaluate.argv(), "--task", *chosen, *(["--data", str(self.data)] if self.data else [])]
             failed += self._all(list(self._scoring(argv, cast)))
         if failed:
             raise errors.TrainingError(

@@ -28,6 +28,10 @@ class Reproduction(BaseModel):
     seeds: tuple[int, ...]
     rows: tuple[str, ...]
 
+    def job(self, member: Member) -> spec.JobSpec:
+        """The spec of one run of it."""
+        return self.recipes.job(member.row, self.scale, member.seed)
+
 
 class Member(NamedTuple):
     """One row with one seed."""
@@ -50,17 +54,27 @@ def members(out: Path, asked: Reproduction) -> list[Member]:
 
 
 def keep(out: Path, asked: Reproduction) -> None:
-    """Write down what is asked. More rows or seeds of the same recipes may be added later; nothing else may change."""
+    """Write down what is asked. Rows and seeds may be added later; what was asked for before stays as it was.
+
+    Raises `RunFolderError` if the scale is another one, or a known row is gone or means another run.
+    """
     path = out / "reproduction.json"
     if path.exists():
         known = read(out)
-        if (known.recipes, known.scale) != (asked.recipes, asked.scale):
-            raise errors.RunFolderError(f"{out}: reproduces other recipes or another scale; give another --out")
         order = [row.name for row in asked.recipes.rows]
+        if known.scale != asked.scale or not {*known.rows} <= {*order}:
+            raise _other(out)
         rows = sorted({*known.rows, *asked.rows}, key=order.index)
         seeds = sorted({*known.seeds, *asked.seeds})
         asked = asked.model_copy(update={"rows": tuple(rows), "seeds": tuple(seeds)})
+    for member in members(out, asked):
+        if member.run.job.exists() and member.run.read_job() != asked.job(member):
+            raise _other(out)
     rundir.publish_json(path, asked)
+
+
+def _other(out: Path) -> errors.RunFolderError:
+    return errors.RunFolderError(f"{out}: reproduces other recipes or another scale; give another --out")
 
 
 def read(out: Path) -> Reproduction:
@@ -75,10 +89,7 @@ def read(out: Path) -> Reproduction:
 
 
 def lay(run: rundir.RunDir, job: spec.JobSpec) -> None:
-    """Write a run's spec. Raises `RunFolderError` if the folder holds another."""
-    if run.job.exists():
-        if run.read_job() != job:
-            raise errors.RunFolderError(f"{run.root}: holds a run with other settings; give another --out")
-        return
-    run.root.mkdir(parents=True, exist_ok=True)
-    rundir.publish_json(run.job, job)
+    """Write a run's spec, unless it is there."""
+    if not run.job.exists():
+        run.root.mkdir(parents=True, exist_ok=True)
+        rundir.publish_json(run.job, job)
