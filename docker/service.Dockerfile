@@ -17,7 +17,7 @@ COPY pyproject.toml constraints.txt embedded.lock README.md LICENSE ./
 RUN version=$(sed -n 's/^torch==//p' constraints.txt) \
  && pip install ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} "torch==${version}" \
  && mkdir etd_ds service && touch etd_ds/__init__.py service/__init__.py \
- && pip install -c constraints.txt -e '.[postgres]' \
+ && pip install -c constraints.txt -e '.[postgres,s3]' \
  && pip install --no-deps --require-hashes -r embedded.lock
 COPY etd_ds etd_ds
 COPY service service

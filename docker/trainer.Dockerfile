@@ -22,7 +22,7 @@ RUN version=$(sed -n 's/^deepspeed==//p' constraints.txt) \
  && DS_BUILD_FUSED_ADAM=1 DS_BUILD_CPU_ADAM=1 \
     pip install --no-build-isolation --no-binary deepspeed -c constraints.txt "deepspeed==${version}"
 RUN mkdir etd_ds service && touch etd_ds/__init__.py service/__init__.py \
- && pip install -c constraints.txt -e '.[postgres]' \
+ && pip install -c constraints.txt -e '.[postgres,s3]' \
  && pip install --no-deps --require-hashes -r embedded.lock
 COPY etd_ds etd_ds
 COPY service service

