@@ -9,7 +9,7 @@ import httpx
 
 from etd_ds import __version__
 from etd_ds.contract import errors
-from service.cli import asking, serving
+from service.cli import asking, kubernetes, serving
 from service.client import ServiceError
 
 
@@ -20,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serving.configure(commands)
     asking.configure(commands)
+    kubernetes.configure(commands)
     args = parser.parse_args(argv)
     try:
         code: int = args.run(args)
