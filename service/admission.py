@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from etd_ds.contract import corpora, errors, launch, rundir, shape, spec, teachers
 from service.extraction import Extractor
 from service.problems import Problem, of_error, of_validation
+from service.queue import Queue
 from service.settings import Settings
 from service.store import Job, Store, Taken
 
@@ -46,9 +47,10 @@ def parse(body: bytes) -> JobRequest:
 class Admission:
     """The one way in. `admit` is called from many threads; the extractor takes them one at a time."""
 
-    def __init__(self, settings: Settings, store: Store, extractor: Extractor) -> None:
+    def __init__(self, settings: Settings, store: Store, queue: Queue, extractor: Extractor) -> None:
         self._settings = settings
         self._store = store
+        self._queue = queue
         self._extractor = extractor
 
     def check(self, job: spec.JobSpec) -> spec.JobSpec:
@@ -125,9 +127,11 @@ class Admission:
             mine = "this server runs jobs on its own machine only"
             most = f"1 to {settings.job_nodes}, which is what this server's cluster allows"
             raise _refuse("nodes", job.nodes, most if settings.slurm else f"1: {mine}")
-        if job.gpus > settings.job_gpus or job.world_size > settings.slots:
-            most_gpus = min(settings.job_gpus, settings.slots // job.nodes)
-            raise _refuse("gpus", job.gpus, f"1 to {most_gpus}, which is what this server has")
+        # a server that has no machine of its own, and knows of none yet, takes what may come
+        slots = max([settings.slots, *(worker.slots for worker in self._queue.workers())]) or job.world_size
+        per_node = min(slots, settings.slurm.gpus_per_node) if settings.slurm else slots
+        if job.gpus > per_node or job.world_size > slots:
+            raise _refuse("gpus", job.gpus, f"1 to {min(per_node, slots // job.nodes)}, which is what this server has")
         if not launch.ds_config(job).is_file():
             there = sorted(path.stem for path in launch.ds_config(job).parent.glob("*.json"))
             raise _refuse("deepspeed", job.deepspeed, f"one of {', '.join(there)}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,6 +25,8 @@ from service.extraction import Extractor
 from service.keys import Keys
 from service.limits import Limiter
 from service.metrics import Latencies, LatencyMiddleware
+from service.presence import Presence
+from service.queue import Queue
 from service.routes import access, downloads, health, hub, jobs, watch
 from service.routes.context import Context
 from service.scheduler import Scheduler, sweep
@@ -43,34 +43,36 @@ def create_app(settings: Settings) -> FastAPI:
     database.create()
     store, keys = Store(database), Keys(database)
     extractor, latencies = Extractor(settings), Latencies()
-    executor: Executor = SlurmExecutor(settings) if settings.slurm else LocalExecutor(settings)
-    scheduler = Scheduler(settings, store, executor)
+    jobs_queue = Queue(database)
+    scheduler = Scheduler(settings, jobs_queue, _executor(settings))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         extractor.warm()
-        lock, alone = _take(settings)
-        if alone:
+        here = [Presence(settings.data_dir / "server.lock"), Presence(settings.worker_lock)]
+        if here[0].alone:
             sweep(settings, store)
-            store.end_leases()
-            fcntl.flock(lock, fcntl.LOCK_SH)
-        scheduler.start()
+        scheduler.start(alone=here[1].alone)
+        for presence in here:
+            presence.settle()
         yield
         scheduler.drain()
         extractor.close()
         scheduler.close()
         database.close()
-        os.close(lock)
+        for presence in here:
+            presence.close()
 
     app = FastAPI(title="etd-ds", version=__version__, lifespan=lifespan, telemetry={"auto_configure": False})
     app.state.context = Context(
         settings=settings,
         store=store,
+        queue=jobs_queue,
         keys=keys,
         limiter=Limiter(settings.rate),
         latencies=latencies,
         extractor=extractor,
-        admission=Admission(settings, store, extractor),
+        admission=Admission(settings, store, jobs_queue, extractor),
         wake=scheduler.wake,
         scheduler_seen=lambda: scheduler.last_round,
         version=__version__,
@@ -84,6 +86,13 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(hub.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
+
+
+def _executor(settings: Settings) -> Executor | None:
+    """What runs jobs here; none for a server that leaves that to workers."""
+    if not settings.worker:
+        return None
+    return SlurmExecutor(settings) if settings.slurm else LocalExecutor(settings)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
@@ -141,17 +150,3 @@ def serve(settings: Settings) -> None:
         server_header=False,
     )
     Server(config).run()
-
-
-def _take(settings: Settings) -> tuple[int, bool]:
-    """Share the data folder's lock: (the lock, whether no other server had it). Closing it lets go.
-
-    Whoever comes first holds it alone until it has tidied up; the others wait for that.
-    """
-    lock = os.open(settings.data_dir / "server.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        return lock, False
-    return lock, True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,13 +47,29 @@ jobs = sa.Table(
     sa.Column("webhook", sa.Text, nullable=False, default="", server_default=""),
     sa.Column("webhook_events", sa.Text, nullable=False, default="", server_default=""),
     sa.Column("webhook_offset", sa.BigInteger, nullable=False, default=0, server_default="0"),
+    sa.Column("worker", sa.String(64), nullable=False, default="", server_default=""),
+    sa.Column("trainer", sa.String(64), nullable=False, default="", server_default=""),
+    sa.Column("alike", sa.String(64), nullable=False, default="", server_default=""),
+    sa.Column("apart", sa.Boolean, nullable=False, default=False, server_default=sa.false()),
     sa.UniqueConstraint("tenant", "request_key"),
     sa.CheckConstraint(f"status in {statuses.STATUSES}", name="known_status"),
+)
+
+workers = sa.Table(
+    "workers",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("host", sa.String(255), nullable=False),
+    sa.Column("slots", sa.Integer, nullable=False),
+    sa.Column("lost_after", sa.Float, nullable=False),
+    sa.Column("seen", sa.Float, nullable=False),
+    sa.Column("draining", sa.Boolean, nullable=False),
 )
 
 slots = sa.Table(
     "slots",
     metadata,
+    sa.Column("worker", sa.String(64), sa.ForeignKey("workers.name"), primary_key=True),
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("job", sa.String(40), sa.ForeignKey("jobs.id"), index=True),
 )
@@ -125,9 +142,18 @@ class Database:
         with self.engine.connect() as connection:
             yield connection.execution_options(only_reads=True)
 
-    def locked(self, query: sa.Select[Any]) -> sa.Select[Any]:
-        """SQLite locks the whole file at the transaction's beginning; PostgreSQL locks these rows."""
-        return query if self.sqlite else query.with_for_update()
+    def locked(self, query: sa.Select[Any], *, or_skipped: bool = False) -> sa.Select[Any]:
+        """SQLite locks the whole file at the transaction's beginning; PostgreSQL locks these rows.
+
+        `or_skipped`: rows that another transaction has locked are left out instead of waited for.
+        """
+        return query if self.sqlite else query.with_for_update(skip_locked=or_skipped)
+
+    def now(self, connection: sa.Connection) -> float:
+        """Seconds since 1970 by one clock for all: machines that share PostgreSQL may disagree in theirs."""
+        if self.sqlite:
+            return time.time()
+        return float(connection.scalar(sa.select(sa.func.extract("epoch", sa.func.clock_timestamp()))) or 0.0)
 
     def close(self) -> None:
         self.engine.dispose()

@@ -4,40 +4,58 @@ from __future__ import annotations
 
 import logging
 import shutil
+import socket
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from etd_ds.contract import rundir
+from etd_ds.contract import errors, rundir
 from service import status, tail
 from service.executors import Executor
+from service.queue import Outcome, Queue, Trainer
 from service.reserve import Reserve, is_full
 from service.settings import Settings
 from service.store import Job, Store
 
 log = logging.getLogger("etd_jobs")
 
+_LOST = status.Seen(started=True, words="Its worker was not heard of any more.")
+
 
 class Scheduler:
-    """One thread of a server. Several may work on one database: each looks only after jobs whose lease it has."""
+    """One thread of a server or of a worker. Several may work on one database, and on one worker's jobs.
 
-    def __init__(self, settings: Settings, store: Store, executor: Executor) -> None:
+    Each looks only after trainers whose lease it has. Without an executor it runs nothing, and only sees to it that
+    what a lost worker had is queued again.
+    """
+
+    def __init__(self, settings: Settings, queue: Queue, executor: Executor | None) -> None:
         self._settings = settings
-        self._store = store
+        self._queue = queue
         self._executor = executor
         self._reserve = Reserve(settings.data_dir)
         self._owner = uuid.uuid4().hex
         self._wake = threading.Event()
         self._over = threading.Event()
         self._draining = threading.Event()
+        self._handing_back = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="scheduler", daemon=True)
+        self.left = threading.Event()
+        """Set when the loop has ended: asked to, or after everything was handed back."""
         self.last_round = 0.0
         """When the last round ended well, for the health check."""
 
-    def start(self) -> None:
-        self._store.set_slots(self._settings.slots)
+    def start(self, *, alone: bool) -> None:
+        """Begin. `alone`: no other scheduler of this worker lives, so its jobs need not wait for their leases."""
+        settings = self._settings
+        if self._executor is not None:
+            count, lost_after = settings.slots, settings.lost_after
+            self._queue.register(settings.worker, host=socket.gethostname(), count=count, lost_after=lost_after)
+            if alone:
+                self._queue.take_over(settings.worker, self._owner, settings.lease)
         self._thread.start()
 
     def wake(self) -> None:
@@ -48,6 +66,12 @@ class Scheduler:
         """Start no more jobs."""
         self._draining.set()
 
+    def hand_back(self) -> None:
+        """Start no more jobs, have those here write a checkpoint and leave for other workers, then end."""
+        self._draining.set()
+        self._handing_back.set()
+        self._wake.set()
+
     def close(self) -> None:
         """End the loop. Running jobs go on; whoever starts next on this data folder looks after them."""
         self._over.set()
@@ -56,46 +80,99 @@ class Scheduler:
             self._thread.join(timeout=30)
 
     def _loop(self) -> None:
-        while not self._over.is_set():
-            try:
-                self.round()
-                self._reserve.keep()
-                self.last_round = time.time()
-            except (OSError, SQLAlchemyError) as error:  # a full disk, a database that is away: both may come back
-                log.exception("the scheduler cannot work just now")
-                if is_full(error):
-                    self._reserve.give_back()
-            self._wake.wait(self._settings.tick)
-            self._wake.clear()
+        try:
+            while not self._over.is_set():
+                try:
+                    self.round()
+                    self._reserve.keep()
+                    self.last_round = time.time()
+                except (OSError, SQLAlchemyError) as error:  # a full disk, a database that is away: both may come back
+                    log.exception("the scheduler cannot work just now")
+                    if is_full(error):
+                        self._reserve.give_back()
+                self._wake.wait(self._settings.tick)
+                self._wake.clear()
+        finally:
+            self.left.set()
 
     def round(self) -> None:
         """One look at everything."""
-        for job in self._store.lease(self._owner, self._settings.lease):
-            self._reconcile(job)
-        while not self._draining.is_set() and (new := self._store.claim(self._owner, self._settings.lease)):
-            log.info("%s starts, attempt %s", new.id, new.attempt, extra={"job": new.id})
-            self._executor.start(new.id, new.attempt, self._store.held(new.id), new.priority)
+        settings, executor = self._settings, self._executor
+        for trainer in self._queue.lost(self._owner, settings.lease):
+            self._settle(trainer, [self._seen(job, _LOST) for job in trainer.jobs])
+        if executor is None:
+            return
+        since = time.time()
+        draining = self._draining.is_set()
+        trainers = self._queue.lease(settings.worker, self._owner, settings.lease, draining=draining)
+        for trainer in trainers:
+            self._reconcile(executor, trainer, since)
+        while not self._draining.is_set():
+            since = time.time()
+            new = self._queue.claim(settings.worker, self._owner, settings.lease, together=settings.together)
+            if new is None:
+                break
+            for job in new.jobs:
+                log.info("%s starts, attempt %s", job.id, job.attempt, extra={"job": job.id})
+            self._start(executor, new, since)
+        if self._handing_back.is_set() and not trainers and self._queue.leave(settings.worker):
+            self._over.set()
 
-    def _reconcile(self, job: Job) -> None:
-        settings = self._settings
-        seen = self._executor.look(job.id, job.attempt)
-        verdict = status.decide(
+    def _start(self, executor: Executor, trainer: Trainer, since: float) -> None:
+        """Start it, unless the lease of `since` is over. What its own folder makes impossible holds up nobody else."""
+        if time.time() - since > self._settings.lease:
+            return
+        try:
+            ids = [job.id for job in trainer.jobs]
+            executor.start(ids, trainer.attempt, self._queue.held(trainer.id), trainer.jobs[0].priority)
+        except (FileNotFoundError, errors.EtdError) as error:
+            log.exception("%s cannot be started", trainer.id, extra={"job": trainer.id})
+            self._settle(trainer, [status.Seen(refused=True, words=str(error))] * len(trainer.jobs))
+
+    def _reconcile(self, executor: Executor, trainer: Trainer, since: float) -> None:
+        """Have the executor do what is asked, and write down an end. `since`: when the lease was renewed."""
+        executor.hold(trainer.id, trainer.attempt, since)
+        found = executor.look(trainer.id, trainer.attempt)
+        seen = [self._seen(job, found) for job in trainer.jobs]
+        actions = [self._verdict(trainer, job, one).action for job, one in zip(trainer.jobs, seen, strict=True)]
+        if found.alive:
+            if "stop" in actions or self._handing_back.is_set():
+                executor.stop(trainer.id, trainer.attempt)
+        elif set(actions) == {"start"} and not self._handing_back.is_set():
+            self._start(executor, trainer, since)
+        else:
+            if not found.started:  # a scheduler that is late must not start it after all
+                executor.stop(trainer.id, trainer.attempt)
+            self._settle(trainer, seen)
+
+    def _seen(self, job: Job, found: status.Seen) -> status.Seen:
+        """What is seen of the trainer, as it is for one of its jobs."""
+        return found._replace(result=rundir.RunDir(self._settings.runs / job.id).result.exists())
+
+    def _verdict(self, trainer: Trainer, job: Job, seen: status.Seen) -> status.Verdict:
+        return status.decide(
             job.status,
             job.wish,
             seen,
-            tries_left=job.retries < settings.max_retries,
-            retry_killed=settings.retry_killed,
+            tries_left=job.retries < self._settings.max_retries,
+            retry_killed=self._settings.retry_killed,
+            in_company=len(trainer.jobs) > 1,
         )
-        if verdict.action == "start":
-            self._executor.start(job.id, job.attempt, self._store.held(job.id), job.priority)
-        elif verdict.action == "stop":
-            self._executor.stop(job.id, job.attempt)
-        if verdict.status == "running":
-            return
-        verdict, message = self._explain(job, verdict, seen.words)
-        wait = settings.backoff * 2**job.retries if verdict.code != "stopped" else 0.0
-        if self._store.settle(job, self._owner, verdict, message=message, wait=wait):
-            log.info("%s is %s %s", job.id, verdict.status, verdict.code, extra={"job": job.id})
+
+    def _settle(self, trainer: Trainer, seen: Sequence[status.Seen]) -> None:
+        """Write down what became of all jobs of a trainer that does not live."""
+        outcomes = []
+        for job, one in zip(trainer.jobs, seen, strict=True):
+            verdict = self._verdict(trainer, job, one)
+            if verdict.action == "start":  # it never began, and now it will not
+                verdict = status.Verdict("queued", "", "stopped")
+            verdict, message = self._explain(job, verdict, one.words)
+            wait = self._settings.backoff * 2**job.retries if verdict.code not in status.NO_FAULT else 0.0
+            outcomes.append(Outcome(verdict, message, wait))
+        if self._queue.settle(trainer, self._owner, outcomes):
+            for job, outcome in zip(trainer.jobs, outcomes, strict=True):
+                became = outcome.verdict
+                log.info("%s is %s %s", job.id, became.status, became.code, extra={"job": job.id})
 
     def _explain(self, job: Job, verdict: status.Verdict, words: str) -> tuple[status.Verdict, str]:
         """A failure's code and message: the trainer's own words, if it was able to leave any."""

@@ -60,6 +60,12 @@ class Settings:
     database: str = ""
     """SQLAlchemy URL; empty means SQLite in the data folder."""
 
+    worker: str = "local"
+    """The name under which this process runs jobs; empty: it runs none, and leaves them to workers."""
+    lost_after: float = 0.0
+    """How long a worker may be silent before its jobs move to other workers; 0: they wait for it."""
+    together: int = 1
+    """How many queued jobs of a tenant that agree in all that students can share are trained together."""
     slots: int = CPU_SLOTS
     """Ranks that may run at once over all jobs: a job takes `gpus` of them."""
     gpus: int = 0
@@ -87,6 +93,8 @@ class Settings:
     lease: float = 15.0
     """How long a scheduler may be silent before another one on the same database takes over its jobs."""
 
+    respond_within: float = 300.0
+    """How long a request waits for its extraction; then it is answered 202, and the extraction goes on behind it."""
     extraction_timeout: float = 3600.0
     extraction_memory: int = 0
     """Resident memory that the extraction worker may take; 0 means no limit."""
@@ -114,19 +122,19 @@ class Settings:
         return self.slurm.nodes if self.slurm else 1
 
     @property
-    def job_gpus(self) -> int:
-        """Most ranks per node that a job may ask for."""
-        return min(self.slots, self.slurm.gpus_per_node) if self.slurm else self.slots
-
-    @property
     def incoming(self) -> Path:
-        """Run folders that are being extracted; nobody sees them yet."""
+        """Run folders that are being deleted."""
         return self.data_dir / "incoming"
 
     @property
     def nowhere(self) -> Path:
         """An empty folder in which worker and trainers run, so that no reference means a relative path."""
         return self.data_dir / "nowhere"
+
+    @property
+    def worker_lock(self) -> Path:
+        """Shared by the processes that run jobs under this name."""
+        return self.data_dir / "workers" / f"{self.worker or 'none'}.lock"
 
     @property
     def database_url(self) -> str:

@@ -55,10 +55,12 @@ def decide(
     tries_left: bool = False,
     retry_killed: bool = False,
     extracted: bool = True,
+    in_company: bool = False,
 ) -> Verdict:
     """The next status. `tries_left`: a lost attempt may be started again; `retry_killed`: a killed one as well.
 
-    `extracted`: the job has its initial student, so nothing but training is left to do.
+    `extracted`: the job has its initial student, so nothing but training is left to do. `in_company`: its trainer
+    carried other jobs too, and any of them may have been the cause of a failure: then each is tried alone.
     """
     match status:
         case "extracting":
@@ -80,13 +82,15 @@ def decide(
     if wish == "pause":
         return Verdict("paused")
     if seen.refused:
-        return Verdict("failed", "", "refused")
+        return Verdict("queued", "", "apart") if in_company else Verdict("failed", "", "refused")
     if seen.exit_code is None and not seen.started:
         return Verdict("running", "start")
     code = cause(seen.exit_code)
     again = code == "stopped" or (
         tries_left and (code == "trainer_lost" or (code == "trainer_killed" and retry_killed))
     )
+    if in_company and not again:
+        return Verdict("queued", "", "apart")
     return Verdict("queued" if again else "failed", "", code)
 
 
@@ -103,6 +107,9 @@ def cause(exit_code: int | None) -> str:
             return "trainer_killed"
     return "trainer_killed" if exit_code < 0 or exit_code > 128 else "trainer_crashed"
 
+
+NO_FAULT = frozenset(("stopped", "apart"))
+"""Causes that cost a job none of its tries."""
 
 MESSAGES = {
     "refused": "It cannot be run as asked.",

@@ -1,10 +1,10 @@
-"""What people asked: jobs and their wishes, and which slots they hold, as rows of the database."""
+"""What people asked: jobs and their wishes, as rows of the database."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -18,7 +18,7 @@ from service.status import Status, Wish
 
 @dataclass(frozen=True)
 class Job:
-    """One row of `jobs`. `attempt` counts starts; it is the fencing token of whoever settles the job."""
+    """One row of `jobs`. `attempt` counts starts; with the lease it says who may settle the job."""
 
     id: str
     spec: spec.JobSpec
@@ -39,23 +39,30 @@ class Job:
     error_message: str = ""
     request_key: str | None = None
     request_hash: str = ""
+    worker: str = ""
+    """Where its attempt runs; empty unless it is running."""
+    trainer: str = ""
+    """`ID:ATTEMPT` of the trainer that carries it or did so last: its own, or that of the job that it runs with."""
+    apart: bool = False
+    """Failed in company, so it is tried alone."""
     seq: int = 0
 
 
-_COLUMNS = [jobs.c[one.name] for one in fields(Job)]
+COLUMNS = [jobs.c[one.name] for one in fields(Job)]
 
 _others = jobs.alias("others")
 _in_use = (
-    sa.select(sa.func.coalesce(sa.func.sum(_others.c.ranks), 0))
-    .where(_others.c.tenant == jobs.c.tenant, _others.c.status == "running")
+    sa.select(sa.func.count())
+    .select_from(slots.join(_others, slots.c.job == _others.c.id))
+    .where(_others.c.tenant == jobs.c.tenant)
     .correlate(jobs)
     .scalar_subquery()
 )
-_ORDER = (jobs.c.priority.desc(), _in_use, jobs.c.seq)
+ORDER = (jobs.c.priority.desc(), _in_use, jobs.c.seq)
 """Who is next: by priority, then the tenant that uses least right now, then by age."""
 
 
-def _job(row: sa.RowMapping) -> Job:
+def of_row(row: sa.RowMapping) -> Job:
     values: dict[str, Any] = dict(row)
     values["spec"] = spec.JobSpec.model_validate_json(values["spec"])
     values["labels"] = json.loads(values["labels"])
@@ -76,12 +83,12 @@ class Store:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    # ---- what people do
-
-    def add(self, job: Job) -> Job:
-        """Insert a job. Raises `Taken` when its tenant has used its request key before."""
+    def add(self, job: Job, *, owner: str = "", lease: float = 0.0) -> Job:
+        """Insert a job, looked after by `owner`. Raises `Taken` when its tenant has used its request key before."""
         values = {one.name: getattr(job, one.name) for one in fields(Job) if one.name != "seq"}
         values |= {"spec": job.spec.model_dump_json(exclude_unset=True), "labels": json.dumps(job.labels)}
+        values["alike"] = job.spec.alike()
+        values |= {"lease_owner": owner, "lease_until": time.time() + lease if owner else 0.0}
         try:
             with self._database.write() as connection:
                 connection.execute(jobs.insert().values(values))
@@ -96,19 +103,19 @@ class Store:
 
     def get(self, job_id: str, *, tenant: str | None = None) -> Job | None:
         """The job, or `None` if there is none or it is another tenant's."""
-        query = sa.select(*_COLUMNS).where(jobs.c.id == job_id)
+        query = sa.select(*COLUMNS).where(jobs.c.id == job_id)
         if tenant is not None:
             query = query.where(jobs.c.tenant == tenant)
         with self._database.look() as connection:
             row = connection.execute(query).mappings().first()
-        return _job(row) if row else None
+        return of_row(row) if row else None
 
     def by_request(self, tenant: str, key: str) -> Job | None:
         """The job that a tenant made with this request key."""
-        query = sa.select(*_COLUMNS).where(jobs.c.tenant == tenant, jobs.c.request_key == key)
+        query = sa.select(*COLUMNS).where(jobs.c.tenant == tenant, jobs.c.request_key == key)
         with self._database.look() as connection:
             row = connection.execute(query).mappings().first()
-        return _job(row) if row else None
+        return of_row(row) if row else None
 
     def page(
         self,
@@ -120,7 +127,7 @@ class Store:
         limit: int = 100,
     ) -> list[Job]:
         """Jobs, the newest first; those with a smaller `seq` than `before`, with one of these statuses, all labels."""
-        query = sa.select(*_COLUMNS).order_by(jobs.c.seq.desc()).limit(limit)
+        query = sa.select(*COLUMNS).order_by(jobs.c.seq.desc()).limit(limit)
         if tenant is not None:
             query = query.where(jobs.c.tenant == tenant)
         if before is not None:
@@ -132,17 +139,20 @@ class Store:
             # quotes inside of names and values are escaped in JSON, so only a whole pair looks like this
             query = query.where(position(jobs.c.labels, json.dumps({name: value})[1:-1]) > 0)
         with self._database.look() as connection:
-            return [_job(row) for row in connection.execute(query).mappings()]
+            return [of_row(row) for row in connection.execute(query).mappings()]
 
-    def ask(self, job_id: str, wish: Wish) -> Job | None:
-        """Note a wish and what follows from it at once; the job afterwards, or `None` if it is not allowed now."""
+    def ask(self, job_id: str, wish: Wish, *, extracted: bool = True) -> Job | None:
+        """Note a wish and what follows from it at once; the job afterwards, or `None` if it is not allowed now.
+
+        `extracted`: the job has its initial student.
+        """
         with self._database.write() as connection:
             row = (
-                connection.execute(self._database.locked(sa.select(*_COLUMNS).where(jobs.c.id == job_id)))
+                connection.execute(self._database.locked(sa.select(*COLUMNS).where(jobs.c.id == job_id)))
                 .mappings()
                 .one()
             )
-            job = _job(row)
+            job = of_row(row)
             if job.status not in statuses.ALLOWED[wish]:
                 return None
             change: dict[str, Any] = {}
@@ -150,7 +160,8 @@ class Store:
                 if wish != "resume" and job.wish != "cancel":  # a cancel is not taken back
                     change["wish"] = wish
             else:
-                change = _becomes(job, statuses.decide(job.status, wish, statuses.Seen()).status)
+                verdict = statuses.decide(job.status, wish, statuses.Seen(), extracted=extracted)
+                change = becomes(job, verdict.status)
                 if wish == "retry":
                     change |= {"retries": 0, "not_before": 0.0}
             if change:
@@ -165,14 +176,14 @@ class Store:
 
     def ahead_of(self, job: Job) -> int:
         """How many queued jobs come before this one, as things stand."""
-        query = sa.select(jobs.c.id).where(jobs.c.status == "queued").order_by(*_ORDER)
+        query = sa.select(jobs.c.id).where(jobs.c.status == "queued").order_by(*ORDER)
         with self._database.look() as connection:
             waiting = list(connection.scalars(query))
         return waiting.index(job.id) if job.id in waiting else 0
 
     def unfinished(self, tenant: str) -> int:
         """How many of a tenant's jobs have not ended."""
-        waiting = jobs.c.status.in_(("queued", "running", "paused"))
+        waiting = jobs.c.status.in_(("extracting", "queued", "running", "paused"))
         query = sa.select(sa.func.count()).where(jobs.c.tenant == tenant, waiting)
         with self._database.look() as connection:
             return int(connection.scalar(query) or 0)
@@ -206,97 +217,49 @@ class Store:
         with self._database.look() as connection:
             return set(connection.scalars(sa.select(jobs.c.id)))
 
-    # ---- what schedulers do
+    # ---- what the backlog of extractions does
 
-    def set_slots(self, count: int) -> None:
-        """Have exactly `count` slots; one that is too many goes when its job has left it."""
-        with self._database.write() as connection:
-            there = set(connection.scalars(sa.select(slots.c.id)))
-            for number in sorted(set(range(count)) - there):
-                connection.execute(slots.insert().values(id=number, job=None))
-            connection.execute(slots.delete().where(slots.c.id >= count, slots.c.job.is_(None)))
-
-    def held(self, job_id: str) -> tuple[int, ...]:
-        """The slots that a job holds."""
-        with self._database.look() as connection:
-            return tuple(connection.scalars(sa.select(slots.c.id).where(slots.c.job == job_id).order_by(slots.c.id)))
-
-    def free_slots(self) -> int:
-        with self._database.look() as connection:
-            return int(connection.scalar(sa.select(sa.func.count()).where(slots.c.job.is_(None))) or 0)
-
-    def claim(self, owner: str, lease: float) -> Job | None:
-        """Take the first queued job, if enough slots are free for it, and give it those: one transaction.
-
-        The first in `_ORDER` waits for its slots even when a later one would fit: otherwise big jobs would starve.
-        """
+    def take_extraction(self, owner: str, lease: float, *, but: Collection[str] = ()) -> Job | None:
+        """The oldest job that is to be extracted and that nobody looks after, from now on looked after by `owner`."""
         now = time.time()
-        due = sa.and_(jobs.c.status == "queued", jobs.c.not_before <= now)
-        first = sa.select(*_COLUMNS).where(due).order_by(*_ORDER).limit(1)
+        left = sa.and_(jobs.c.status == "extracting", jobs.c.lease_until < now, jobs.c.id.not_in(but))
+        query = sa.select(*COLUMNS).where(left).order_by(jobs.c.seq).limit(1)
         with self._database.write() as connection:
-            free_ids = sa.select(slots.c.id).where(slots.c.job.is_(None)).order_by(slots.c.id)
-            # every claim locks all free slots, so two schedulers claim one after the other
-            free = connection.scalars(self._database.locked(free_ids)).all()
-            row = connection.execute(self._database.locked(first)).mappings().first() if free else None
-            if row is None or row["ranks"] > len(free):
+            row = connection.execute(self._database.locked(query, or_skipped=True)).mappings().first()
+            if row is None:
                 return None
-            connection.execute(
-                jobs.update()
-                .where(jobs.c.id == row["id"])
-                .values(
-                    status="running",
-                    wish="",
-                    attempt=row["attempt"] + 1,
-                    started=row["started"] or now,
-                    error_code="",
-                    error_message="",
-                    lease_owner=owner,
-                    lease_until=now + lease,
-                )
-            )
-            connection.execute(
-                slots.update().where(slots.c.id.in_(free[: row["ranks"]]), slots.c.job.is_(None)).values(job=row["id"])
-            )
-        return self.get(row["id"])
+            held = {"lease_owner": owner, "lease_until": now + lease}
+            connection.execute(jobs.update().where(jobs.c.id == row["id"]).values(held))
+        return of_row(row)
 
-    def lease(self, owner: str, seconds: float) -> list[Job]:
-        """Running jobs that `owner` looks after for that long: its own, and those nobody has looked after."""
-        now = time.time()
-        running = jobs.c.status == "running"
-        open_to_us = sa.or_(jobs.c.lease_owner == owner, jobs.c.lease_until < now)
+    def keep_extraction(self, job_id: str, owner: str, lease: float) -> bool:
+        """Whether `owner` still looks after a job's extraction; with a `lease` it does for that much longer."""
+        mine = sa.and_(jobs.c.id == job_id, jobs.c.status == "extracting", jobs.c.lease_owner == owner)
+        if not lease:
+            with self._database.look() as connection:
+                return connection.scalar(sa.select(jobs.c.id).where(mine)) is not None
         with self._database.write() as connection:
-            connection.execute(
-                jobs.update().where(running, open_to_us).values(lease_owner=owner, lease_until=now + seconds)
-            )
-            query = sa.select(*_COLUMNS).where(running, jobs.c.lease_owner == owner).order_by(jobs.c.seq)
-            return [_job(row) for row in connection.execute(query).mappings()]
+            until = time.time() + lease
+            return connection.execute(jobs.update().where(mine).values(lease_until=until)).rowcount == 1
 
-    def end_leases(self) -> None:
-        """Let every running job be taken over at once: for a server that knows that no other one lives."""
+    def extracted(self, job_id: str, owner: str, *, code: str = "", message: str = "") -> bool:
+        """Write down an extraction's end: queued, or failed with a code. False if it was cancelled or taken over."""
+        job = self.get(job_id)
+        if job is None:
+            return False
+        change = becomes(job, "failed" if code else "queued") | {"error_code": code, "error_message": message}
+        mine = sa.and_(jobs.c.id == job_id, jobs.c.status == "extracting", jobs.c.lease_owner == owner)
         with self._database.write() as connection:
-            connection.execute(jobs.update().where(jobs.c.status == "running").values(lease_until=0.0))
+            return connection.execute(jobs.update().where(mine).values(change)).rowcount == 1
 
-    def settle(self, job: Job, owner: str, verdict: statuses.Verdict, *, message: str = "", wait: float = 0.0) -> bool:
-        """Write down that a running attempt ended. False when another scheduler or attempt has taken over."""
-        change = _becomes(job, verdict.status)
-        failed = verdict.status == "failed"
-        change |= {"error_code": verdict.code if failed else "", "error_message": message if failed else ""}
-        if verdict.status == "queued":
-            change |= {"not_before": time.time() + wait, "retries": job.retries + (verdict.code != "stopped")}
-        mine = sa.and_(
-            jobs.c.id == job.id,
-            jobs.c.status == "running",
-            jobs.c.attempt == job.attempt,
-            jobs.c.lease_owner == owner,
-        )
+    def release_extractions(self, owner: str) -> None:
+        """Let others take at once what `owner` was extracting."""
+        mine = sa.and_(jobs.c.status == "extracting", jobs.c.lease_owner == owner)
         with self._database.write() as connection:
-            if connection.execute(jobs.update().where(mine).values(change)).rowcount != 1:
-                return False
-            connection.execute(slots.update().where(slots.c.job == job.id).values(job=None))
-        return True
+            connection.execute(jobs.update().where(mine).values(lease_owner="", lease_until=0.0))
 
 
-def _becomes(job: Job, status: Status) -> dict[str, Any]:
+def becomes(job: Job, status: Status) -> dict[str, Any]:
     """The columns of a job that has got this status by being settled or asked."""
     change: dict[str, Any] = {"status": status, "wish": "", "lease_owner": "", "lease_until": 0.0}
     if status in statuses.ENDED:

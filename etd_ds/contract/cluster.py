@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from etd_ds.contract import launch, rundir, spec
@@ -20,11 +20,15 @@ def rank_argv(
     cache: Path,
     python: str = sys.executable,
     repository: Path = launch.REPOSITORY,
+    together: Sequence[rundir.RunDir] = (),
 ) -> list[str]:
-    """The command of every rank of a run; `python` and `repository` are those of the machines that run it."""
+    """The command of every rank of a run, and of those that share its teacher and every batch.
+
+    `python` and `repository` are those of the machines that run it.
+    """
     argv = [python, str(repository / "etd_ds" / "train.py")]
     argv += ["--deepspeed", str(repository / "ds_configs" / launch.ds_config(job).name)]
-    return [*argv, "--run", str(run.root), "--cache", str(cache)]
+    return [*argv, "--run", *(str(one.root) for one in (run, *together)), "--cache", str(cache)]
 
 
 def slurm_env(environ: Mapping[str, str]) -> dict[str, str]:

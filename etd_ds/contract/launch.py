@@ -29,11 +29,13 @@ def train_argv(
     master_port: int | None = None,
     hostfile: Path | None = None,
     devices: Sequence[int] | None = None,
+    together: Sequence[rundir.RunDir] = (),
 ) -> list[str]:
     """The command that distills `run` through the `deepspeed` launcher; started again, it continues.
 
     `master_port` none takes a free one of this machine; `hostfile` is needed for more than one node;
-    `devices` names the GPUs to use, when not the first ones (the launcher ignores CUDA_VISIBLE_DEVICES).
+    `devices` names the GPUs to use, when not the first ones (the launcher ignores CUDA_VISIBLE_DEVICES); `together`
+    are other runs that share its teacher and every batch.
     """
     if (job.nodes > 1) != (hostfile is not None):
         raise ValueError(f"nodes: {job.nodes} asked, and a hostfile {'is' if hostfile else 'is not'} given")
@@ -46,7 +48,8 @@ def train_argv(
         argv += ["--num_accelerators", str(job.gpus)]
     argv += ["--master_port", str(master_port or free_port())]
     argv += [str(REPOSITORY / "etd_ds" / "train.py")]
-    argv += ["--deepspeed", str(ds_config(job)), "--run", str(run.root), "--cache", str(cache)]
+    argv += ["--deepspeed", str(ds_config(job)), "--run", *(str(one.root) for one in (run, *together))]
+    argv += ["--cache", str(cache)]
     return argv
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from pathlib import Path
@@ -24,6 +25,12 @@ def _no_bool(value: object) -> object:
     return value
 
 
+# In these the students of one trainer may differ; all else they share, down to the batch.
+OWN = frozenset(
+    ("layers", "hidden", "ffn", "mode", "layer_selection", "reverse", "hidden_consistency", "objective",
+     "importance_sentences", "importance_reduction", "mlm_head_steps", "learning_rate", "warmup_ratio",
+     "weight_decay", "max_grad_norm", "dropout", "keep_checkpoints", "log_every", "gpus", "nodes", "deepspeed")
+)  # fmt: skip
 Count = Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_no_bool)]
 # A teacher or corpus: an alias, a hub id with an optional pinned revision, or (from the shell only) a folder.
 Reference = Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -155,6 +162,11 @@ class JobSpec(BaseModel):
     def public(self) -> JobSpec:
         """The same spec without this machine's paths."""
         return self.model_copy(update={name: public_name(getattr(self, name)) for name in ("teacher", "corpus")})
+
+    def alike(self) -> str:
+        """A hash of all that specs must agree in to be trained together: what is not `OWN`, and the ranks."""
+        own = OWN - {"gpus", "nodes", "deepspeed"}
+        return hashlib.sha256(self.model_dump_json(exclude=set(own)).encode()).hexdigest()
 
     @property
     def world_size(self) -> int:

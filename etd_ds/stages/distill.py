@@ -30,12 +30,6 @@ from etd_ds.stages.export import export
 from etd_ds.stages.seat import Seat
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# In these the students of one trainer may differ; all else they share, down to the batch.
-OWN = {
-    *("layers", "hidden", "ffn", "mode", "layer_selection", "reverse", "hidden_consistency", "objective"),
-    *("importance_sentences", "importance_reduction", "mlm_head_steps", "learning_rate", "warmup_ratio"),
-    *("weight_decay", "max_grad_norm", "dropout", "keep_checkpoints", "log_every", "gpus", "nodes", "deepspeed"),
-}
 
 
 @dataclass(frozen=True)
@@ -43,7 +37,7 @@ class Settings:
     """How runs are computed on this machine."""
 
     job: spec.JobSpec
-    """Of the first run; all agree in what is not `OWN`."""
+    """Of the first run; all agree in what is not `spec.OWN`."""
     ds_config: dict[str, Any]
     precision: config.Dtype
     micro: int
@@ -58,7 +52,7 @@ def check(runs: Sequence[rundir.RunDir], *, ds_config: Path, world_size: int) ->
                 f"{run.init}: wanted the extracted student, got no config.json; extract it first"
             )
         other = run.read_job()
-        for name in spec.JobSpec.model_fields.keys() - OWN:
+        for name in spec.JobSpec.model_fields.keys() - spec.OWN:
             if getattr(other, name) != getattr(job, name):
                 raise errors.EtdError(
                     f"{name}: runs trained together must agree in it; {runs[0].root} has {getattr(job, name)!r}, "

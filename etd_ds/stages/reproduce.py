@@ -19,7 +19,6 @@ from types import MappingProxyType
 from etd_ds.contract import errors, launch
 from etd_ds.evaluate import door, tasks
 from etd_ds.stages import progress
-from etd_ds.stages.distill import OWN
 from etd_ds.stages.extract import check, extract
 from etd_ds.stages.reproduction import TEACHER, Member, Reproduction, keep, lay, members
 
@@ -87,8 +86,7 @@ class Workshop:
         alike: dict[str, list[Member]] = {}
         for member in cast:
             if member.run.read_result() is None:
-                key = member.run.read_job().model_dump_json(exclude=OWN - {"gpus", "nodes", "deepspeed"})
-                alike.setdefault(key, []).append(member)
+                alike.setdefault(member.run.read_job().alike(), []).append(member)
         return [
             same[first : first + self.together]
             for same in alike.values()
@@ -99,9 +97,7 @@ class Workshop:
         first, *others = (member.run for member in group)
         job = first.read_job()
         devices = range(slot * job.gpus, (slot + 1) * job.gpus) if _gpus() and self.slots > 1 else None
-        argv = launch.train_argv(first, job, cache=self.cache, devices=devices)
-        at = argv.index(str(first.root)) + 1
-        argv[at:at] = [str(run.root) for run in others]
+        argv = launch.train_argv(first, job, cache=self.cache, devices=devices, together=others)
         code = self._run(argv, first.log, ranks=job.gpus)
         if code == launch.EXIT_DONE and all(member.run.read_result() for member in group):
             return None

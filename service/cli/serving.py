@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import re
 import shlex
 import sys
@@ -15,22 +13,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from etd_ds.contract import errors, launch
+from etd_ds.contract import errors
+from service.cli import working
 from service.database import Database
 from service.executors import slurm_flags
 from service.keys import SCOPES, Keys
-from service.settings import CPU_SLOTS, Settings, cuda_devices, environment
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object a line; JSON escapes whatever control characters came from outside."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        entry = {"time": record.created, "level": record.levelname, "logger": record.name}
-        entry |= {"message": record.getMessage(), "job": getattr(record, "job", None)}
-        if record.exc_info:
-            entry["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(entry)
+from service.settings import Settings, environment
 
 
 def configure(commands: Any) -> None:
@@ -43,22 +31,14 @@ def _serve(commands: Any) -> None:
     parser = commands.add_parser("serve", help="run the job service", description="Run the job service.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
-    parser.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="database and run folders")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="teachers, corpora and scores (default: the user's)")
-    parser.add_argument("--database", default=environment("DATABASE"), metavar="URL",
-                        help="SQLAlchemy URL (default: SQLite in the data folder)")  # fmt: skip
-    parser.add_argument("--slots", type=int, metavar="N",
-                        help=f"ranks that run at once (default: one per GPU; {CPU_SLOTS} without GPUs)")  # fmt: skip
-    parser.add_argument("--cpu", action="store_true", help="train on the CPU even if there are GPUs")
+    working.add_flags(parser)
+    parser.add_argument("--no-executor", action="store_true", help="run no jobs here: `etd-jobs worker` does elsewhere")
     parser.add_argument("--teacher", action="append", default=[], metavar="NAME=DIR",
                         help="let requests use a local teacher under this name; may be repeated")  # fmt: skip
     parser.add_argument("--corpus", action="append", default=[], metavar="NAME=PATH",
                         help="let requests use local text under this name; may be repeated")  # fmt: skip
     parser.add_argument("--no-hub", action="store_true", help="refuse teachers and corpora of a model hub")
     for name, kind, text in (
-        ("grace", float, "seconds that a cancelled trainer has to write its checkpoint"),
-        ("max-retries", int, "how often a job whose trainer was lost is started again"),
-        ("backoff", float, "seconds before the first such start; doubles each time"),
         ("quota", int, "jobs that a tenant may have queued, running or paused; 0: no limit"),
         ("rate", int, "changes that a caller may ask for in a minute; 0: no limit"),
         ("extraction-timeout", float, "seconds that an extraction may take"),
@@ -66,55 +46,34 @@ def _serve(commands: Any) -> None:
     ):
         default = Settings.__dataclass_fields__[name.replace("-", "_")].default
         parser.add_argument(f"--{name}", type=kind, default=default, metavar="X", help=f"{text} (default: %(default)s)")
-    for name in ("tick", "lease"):
-        parser.add_argument(f"--{name}", type=float, default=getattr(Settings, name), help=argparse.SUPPRESS)
-    parser.add_argument("--retry-killed", action="store_true", help="treat killed trainers like lost ones")
     slurm_flags.add(parser)
-    parser.add_argument("--log-json", action="store_true", help="log one JSON object a line")
     parser.add_argument("--worker-command", type=shlex.split, default=[], help=argparse.SUPPRESS)
-    parser.add_argument("--trainer-command", type=shlex.split, default=[], help=argparse.SUPPRESS)
     parser.set_defaults(run=_run_server, url="")
 
 
 def _run_server(args: argparse.Namespace) -> int:
     from service import app  # the client's commands need no web framework
 
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
-    if args.log_json:
-        logging.getLogger().handlers[0].setFormatter(JsonLines())
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    working.set_up_log(args)
     slurm = slurm_flags.read(args)
-    gpus = 0 if args.cpu or slurm else cuda_devices()
-    # a cluster is given more than it can run at once, so that it can choose
-    default = 4 * slurm.nodes * slurm.gpus_per_node if slurm else gpus or CPU_SLOTS
-    slots = args.slots if args.slots is not None else default
-    if slots < 1 or (gpus and slots > gpus):
-        wanted = f"1 to {gpus} (the GPUs here)" if gpus else "1 or more"
-        raise errors.EtdError(f"--slots: wanted {wanted}, got {slots}", field="slots", wanted=wanted, got=slots)
+    mine = working.read_flags(args, slurm=slurm)
+    if args.no_executor:
+        if slurm or not args.database.startswith("postgresql"):
+            wanted = "--database postgresql+psycopg://… that workers elsewhere share, and no --slurm"
+            raise errors.EtdError(f"--no-executor: wanted {wanted}", wanted=wanted)
+        mine |= {"worker": "", "slots": 0, "gpus": 0}
     settings = Settings(
-        data_dir=args.data_dir.resolve(),
+        **mine,
         host=args.host,
         port=args.port,
-        cache=(args.cache or launch.default_cache()).resolve(),
-        database=args.database,
-        slots=slots,
-        gpus=gpus,
-        slurm=slurm,
         teachers={name: Path(path) for name, path in _aliases("--teacher", args.teacher, folder=True)},
         corpora=dict(_aliases("--corpus", args.corpus, folder=False)),
         hub=not args.no_hub,
-        grace=args.grace,
-        max_retries=args.max_retries,
-        retry_killed=args.retry_killed,
-        backoff=args.backoff,
-        tick=args.tick,
-        lease=args.lease,
         quota=args.quota,
         rate=args.rate,
         extraction_timeout=args.extraction_timeout,
         extraction_memory=args.extraction_memory,
         worker_command=tuple(args.worker_command),
-        trainer_command=tuple(args.trainer_command),
     )
     app.serve(settings)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from service.status import Seen
@@ -10,8 +11,14 @@ from service.status import Seen
 class Executor(Protocol):
     """One way of running attempts. Every method may be called again at any time, by any process of the server."""
 
-    def start(self, job_id: str, attempt: int, slots: tuple[int, ...], priority: int = 0) -> None:
-        """Start the attempt unless it was started before; `priority` is for a cluster's own queue."""
+    def start(self, jobs: Sequence[str], attempt: int, slots: tuple[int, ...], priority: int = 0) -> None:
+        """Start one trainer for these jobs unless it was started before; `priority` is for a cluster's own queue.
+
+        For all other calls it is an attempt of the first job.
+        """
+
+    def hold(self, job_id: str, attempt: int, since: float) -> None:
+        """The attempt is still ours: its lease was renewed at that time of this machine's clock."""
 
     def look(self, job_id: str, attempt: int) -> Seen:
         """What is to be seen of the attempt."""

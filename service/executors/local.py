@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from etd_ds.contract import launch, rundir
@@ -23,22 +25,30 @@ class LocalExecutor:
         self._settings = settings
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._stopping: dict[tuple[str, int], float] = {}
+        self._held: dict[str, float] = {}
 
-    def start(self, job_id: str, attempt: int, slots: tuple[int, ...], priority: int = 0) -> None:
+    def start(self, jobs: Sequence[str], attempt: int, slots: tuple[int, ...], priority: int = 0) -> None:
         """Start a supervisor, unless one that we started for this job is just about to take the lock."""
+        job_id = jobs[0]
         child = self._children.get(job_id)
         if child is not None and child.poll() is None:
             return
-        run = rundir.RunDir(self._settings.runs / job_id)
+        run, *others = runs = [rundir.RunDir(self._settings.runs / one) for one in jobs]
+        for other in others:
+            if not other.log.exists():
+                other.log.write_text(
+                    f"etd-jobs: trained together with {job_id}; the trainer prints to that job's log\n"
+                )
         folder = self._folder(job_id)
         folder.mkdir(exist_ok=True)
         order: shim.Order = {
             "attempt": attempt,
-            "argv": self._argv(run, slots),
+            "argv": self._argv(runs, slots),
             "cwd": str(self._settings.nowhere),
             "log": str(run.log),
-            "done": str(run.result),
+            "done": [str(one.result) for one in runs],
             "grace": self._settings.grace,
+            "leash": self._settings.lost_after,
         }
         rundir.publish_json(folder / "order.json", dict(order))
         self._children[job_id] = subprocess.Popen(
@@ -50,6 +60,16 @@ class LocalExecutor:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+    def hold(self, job_id: str, attempt: int, since: float) -> None:
+        """Lengthen the supervisor's leash, now and then."""
+        leash = self._settings.lost_after
+        if leash and since - self._held.get(job_id, 0.0) > leash / 10:
+            self._held[job_id] = since
+            mark = self._folder(job_id) / f"{attempt}.held"
+            with contextlib.suppress(FileNotFoundError):  # not started yet
+                mark.touch()
+                os.utime(mark, (since, since))
 
     def look(self, job_id: str, attempt: int) -> Seen:
         """The order matters: whoever was started and then is not alive has written its exit, or never will."""
@@ -63,6 +83,7 @@ class LocalExecutor:
     def stop(self, job_id: str, attempt: int) -> None:
         """Leave word for the supervisor. Should that have been killed, its work is done from here."""
         folder = self._folder(job_id)
+        folder.mkdir(exist_ok=True)
         word = folder / f"{attempt}.stop"
         if not word.exists():
             word.touch()
@@ -78,11 +99,13 @@ class LocalExecutor:
     def _folder(self, job_id: str) -> Path:
         return self._settings.runs / job_id / "supervisor"
 
-    def _argv(self, run: rundir.RunDir, slots: tuple[int, ...]) -> list[str]:
+    def _argv(self, runs: Sequence[rundir.RunDir], slots: tuple[int, ...]) -> list[str]:
         if self._settings.trainer_command:
-            return [*self._settings.trainer_command, "--run", str(run.root), "--cache", str(self._settings.cache)]
+            roots = [str(run.root) for run in runs]
+            return [*self._settings.trainer_command, "--run", *roots, "--cache", str(self._settings.cache)]
+        run, *others = runs
         devices = slots if self._settings.gpus else None
-        return launch.train_argv(run, run.read_job(), cache=self._settings.cache, devices=devices)
+        return launch.train_argv(run, run.read_job(), cache=self._settings.cache, devices=devices, together=others)
 
     def _env(self) -> dict[str, str]:
         cpu = self._settings.gpus == 0

@@ -2,7 +2,8 @@
 
 Standard library only, so that it starts at once. Its folder holds `lock` (held, through standard input, by
 everything that belongs to the job), `order.json` (what the executor wants), and per attempt `N.started`, `N.stop`
-(made by the executor: leave!) and `N.exit` (the trainer's exit status).
+(made by the executor: leave!), `N.held` (when the lease on the job was last renewed) and `N.exit` (the trainer's exit
+status, if it ended by itself).
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from typing import TypedDict
 LOCKED_OUT = 75
 """Another attempt of this job still lives: never two trainers in one folder."""
 STALE = 76
-"""The order is for another attempt, or this one has been run."""
+"""The order is for another attempt, or this one has been run, or is not wanted any more."""
 
 _EXIT_BYTES = 512
+_OWN_WORDS = (0, 2, 85)
+"""`contract.launch`'s exit codes: what a trainer says itself."""
 
 
 class Order(TypedDict):
@@ -33,9 +36,12 @@ class Order(TypedDict):
     argv: list[str]
     cwd: str
     log: str
-    done: str
-    """The file whose presence means that the trainer has nothing left to do."""
+    done: list[str]
+    """The files whose presence means that the trainer has nothing left to do."""
     grace: float
+    leash: float
+    """Seconds without a renewed lease after which the trainer must be gone, since others may run its jobs then; 0: no
+    such limit. It is asked to leave after half of them."""
 
 
 def main(folder: Path, attempt: int) -> int:
@@ -47,7 +53,8 @@ def main(folder: Path, attempt: int) -> int:
         return LOCKED_OUT
     order: Order = json.loads((folder / "order.json").read_text())
     started = folder / f"{attempt}.started"
-    if order["attempt"] != attempt or started.exists():
+    newest = max((int(mark.stem) for mark in folder.glob("*.started")), default=0)
+    if order["attempt"] != attempt or newest >= attempt or (folder / f"{attempt}.stop").exists():
         return STALE
     # room for the exit status is taken now: a disk that fills up later must not swallow it
     record = os.open(folder / f"{attempt}.exit", os.O_RDWR | os.O_CREAT, 0o600)
@@ -55,13 +62,15 @@ def main(folder: Path, attempt: int) -> int:
     os.fsync(record)
     started.touch()
     code = _supervise(folder, attempt, order, lock)
-    text = json.dumps({"code": code, "time": time.time()}).encode()
-    os.pwrite(record, text.ljust(_EXIT_BYTES), 0)  # one sector, so whole or not at all
-    os.fsync(record)
+    if code is not None:
+        text = json.dumps({"code": code, "time": time.time()}).encode()
+        os.pwrite(record, text.ljust(_EXIT_BYTES), 0)  # one sector, so whole or not at all
+        os.fsync(record)
     return 0
 
 
-def _supervise(folder: Path, attempt: int, order: Order, lock: int) -> int:
+def _supervise(folder: Path, attempt: int, order: Order, lock: int) -> int | None:
+    """The trainer's exit status; none if it was told to leave and ended otherwise, which says nothing about it."""
     log = os.open(order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     # standard input is the one descriptor that survives every launcher: through it the trainer holds the lock
     leader = subprocess.Popen(
@@ -72,20 +81,29 @@ def _supervise(folder: Path, attempt: int, order: Order, lock: int) -> int:
         stderr=log,
         start_new_session=True,
     )
-    grace, done = order["grace"], Path(order["done"])
+    grace, leash, began = order["grace"], order["leash"], time.time()
     asked = finished = None
     while (code := leader.poll()) is None:
         time.sleep(0.1)
-        if asked is None and (folder / f"{attempt}.stop").exists():
+        silent = time.time() - max(began, _changed(folder / f"{attempt}.held")) if leash else 0.0
+        if asked is None and (silent > leash / 2 or (folder / f"{attempt}.stop").exists()):
             asked = time.monotonic()
             terminate(folder / "lock", leader.pid)
-        if finished is None and done.exists():
+        if finished is None and all(Path(one).exists() for one in order["done"]):
             finished = time.monotonic()
         # told to leave and did not, or done and cannot leave
-        if any(since is not None and time.monotonic() - since > grace for since in (asked, finished)):
+        late = any(since is not None and time.monotonic() - since > grace for since in (asked, finished))
+        if late or silent > leash:
             kill(folder / "lock", leader.pid)
     kill(folder / "lock", leader.pid)
-    return code
+    return code if asked is None or code in _OWN_WORDS else None
+
+
+def _changed(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def terminate(lock: Path, leader: int | None) -> None:
@@ -113,6 +131,7 @@ def members(lock: Path, leader: int | None) -> list[int]:
     everyone = processes()
     holders = {pid for pid in everyone if _stdin(pid) == wanted}
     sessions = {_stat(pid, _SESSION) for pid in holders} | ({leader} if leader is not None else set())
+    sessions.discard(0)  # of a holder that has just ended, and of all processes that came from outside of a container
     return [
         pid for pid in everyone if (pid in holders or _stat(pid, _SESSION) in sessions) and read(pid, "cmdline")
     ]  # a dead process that nobody has waited for has no command line

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from etd_ds.contract import cluster, launch, rundir
@@ -40,10 +41,11 @@ class SlurmExecutor:
         self._signal_again: dict[_Key, float] = {}
         self._said: dict[str, str] = {}
 
-    def start(self, job_id: str, attempt: int, slots: tuple[int, ...], priority: int = 0) -> None:
+    def start(self, jobs: Sequence[str], attempt: int, slots: tuple[int, ...], priority: int = 0) -> None:
         """Hand in the attempt's script, unless Slurm has it already. While Slurm is away nothing happens."""
         if self._listed is None and time.monotonic() < self._look_again:
             return
+        job_id = jobs[0]
         folder = self._folder(job_id)
         self._look_again = 0.0
         listed = self._list()
@@ -56,7 +58,7 @@ class SlurmExecutor:
         folder.mkdir(exist_ok=True)
         # only then the old attempts' scripts, should one still wait somewhere, are refused at their first line
         rundir.publish_bytes(folder / "newest", f"{attempt}\n".encode())
-        script = self._script(job_id, attempt, priority)
+        script = self._script(jobs, attempt, priority)
         rundir.publish_bytes(folder / f"{attempt}.sh", script.encode())
         try:
             number = commands.submit(script)
@@ -69,6 +71,9 @@ class SlurmExecutor:
         self._keep(folder, attempt, number)
         self._gone.pop((job_id, attempt), None)
         self._look_again = 0.0
+
+    def hold(self, job_id: str, attempt: int, since: float) -> None:
+        """A cluster needs no leash: Slurm runs a job once, and its script no older attempt."""
 
     def look(self, job_id: str, attempt: int) -> Seen:
         """What files and cluster say. `alive` as long as the attempt may live: an unknown state is never its end."""
@@ -186,20 +191,26 @@ class SlurmExecutor:
     def _folder(self, job_id: str) -> Path:
         return self._settings.runs / job_id / "slurm"
 
-    def _script(self, job_id: str, attempt: int, priority: int) -> str:
+    def _script(self, jobs: Sequence[str], attempt: int, priority: int) -> str:
         settings, options = self._settings, self._options
-        run = rundir.RunDir(settings.runs / job_id)
+        run, *others = runs = [rundir.RunDir(settings.runs / one) for one in jobs]
         job = run.read_job()
         if settings.trainer_command:
-            argv = [*settings.trainer_command, "--run", str(run.root), "--cache", str(settings.cache)]
+            roots = [str(one.root) for one in runs]
+            argv = [*settings.trainer_command, "--run", *roots, "--cache", str(settings.cache)]
         else:
             argv = cluster.rank_argv(
-                run, job, cache=settings.cache, python=options.python, repository=options.repository
+                run,
+                job,
+                cache=settings.cache,
+                python=options.python,
+                repository=options.repository,
+                together=others,
             )
         return render(
             options,
-            run=run,
-            folder=self._folder(job_id),
+            runs=runs,
+            folder=self._folder(jobs[0]),
             job=job,
             attempt=attempt,
             argv=argv,

@@ -22,7 +22,7 @@ def comment(job_id: str, attempt: int) -> str:
 def render(
     options: SlurmOptions,
     *,
-    run: rundir.RunDir,
+    runs: Sequence[rundir.RunDir],
     folder: Path,
     job: spec.JobSpec,
     attempt: int,
@@ -34,9 +34,10 @@ def render(
 ) -> str:
     """A script for `sbatch`. In `folder` it writes `N.started` (the Slurm id) and at last `N.exit` (the code).
 
-    `argv` is one rank's command; `mounts` are the folders that a container has to see.
+    `runs` are what the trainer carries, `job` the first one's spec; `argv` is one rank's command; `mounts` are the
+    folders that a container has to see.
     """
-    job_id = run.root.name
+    job_id = runs[0].root.name
     wanted = [
         f"--job-name={job_id}",
         f"--comment={comment(job_id, attempt)}",
@@ -59,7 +60,7 @@ def render(
         f"--signal=USR1@{options.warning}",
         "--no-requeue",
         f"--chdir={cwd}",
-        f"--output={_pattern(run.log)}",
+        f"--output={_pattern(runs[0].log)}",
         "--open-mode=append",
     ]
     batch = [line for line in options.lines if line.startswith("#SBATCH")]
@@ -70,6 +71,7 @@ def render(
         container = [f"--container-image={options.image}", f"--container-mounts={pairs}"]
     task = [options.python, str(options.repository / "service" / "executors" / "slurm_task.py")]
     step = ["srun", "--kill-on-bad-exit=1", *container, *task]
+    done = " && ".join(f"[ -e {shlex.quote(str(run.result))} ]" for run in runs)
     here = shlex.quote(str(folder / str(attempt)))
     lines = [
         "#!/bin/bash",
@@ -85,7 +87,7 @@ def render(
         f'{shlex.join(step)} "$here" {launch.EXIT_STOPPED} {shlex.join(argv)}',
         "code=$?",
         "# when no rank said why, a node failed (srun then says 0), or Slurm ended or never began the step",
-        f"[ -e {shlex.quote(str(run.result))} ] && why=0 || why={LOST}",
+        f"{done} && why=0 || why={LOST}",
         '[ ! -s "$here.first" ] || why=$(cat "$here.first")',
         'echo "$why" >"$here.exit.tmp" && mv "$here.exit.tmp" "$here.exit"',
         'exit "$code"',

@@ -16,6 +16,7 @@ from service.keys import Keys
 from service.limits import Limiter
 from service.metrics import Latencies
 from service.problems import Problem
+from service.queue import Queue
 from service.settings import Settings
 from service.store import Job, Store
 
@@ -26,6 +27,7 @@ class Context:
 
     settings: Settings
     store: Store
+    queue: Queue
     keys: Keys
     limiter: Limiter
     latencies: Latencies

@@ -35,11 +35,14 @@ def health(here: Here, response: Response) -> dict[str, Any]:
     """200 while the server lives and its scheduler works."""
     alive = time.time() - here.scheduler_seen() < _SCHEDULER_SILENT_SECONDS
     response.status_code = 200 if alive else 503
+    workers = here.queue.workers()
+    there = [worker for worker in workers if worker.there]
     return {
         "status": "ok" if alive else "scheduler_silent",
         "extraction_ready": here.extractor.ready,
         "draining": here.draining,
-        "slots": {"total": here.settings.slots, "free": here.store.free_slots()},
+        "slots": {"total": sum(one.slots for one in there), "free": sum(one.free for one in there)},
+        "workers": {"there": len(there), "silent": len(workers) - len(there)},
         "jobs": here.store.counts(),
     }
 
@@ -63,7 +66,10 @@ def ready(here: Here, response: Response) -> dict[str, Any]:
 def metrics(who: Operator) -> PlainTextResponse:
     """Numbers for Prometheus: queue, slots, speed, failures by cause, and how long answers took."""
     here = who.here
-    free, (oldest, waited) = here.store.free_slots(), here.store.waits()
+    oldest, waited = here.store.waits()
+    workers = here.queue.workers()
+    there = [worker for worker in workers if worker.there]
+    total, free = sum(worker.slots for worker in there), sum(worker.free for worker in there)
     speed = 0.0
     for job in here.store.page(status=("running",), limit=500):
         step = tail.last_step(here.run(job).events)
@@ -71,7 +77,8 @@ def metrics(who: Operator) -> PlainTextResponse:
     lines = [
         *gauge("etd_jobs", (({"status": status}, count) for status, count in here.store.counts().items())),
         *gauge("etd_failed_jobs", (({"code": code}, count) for code, count in here.store.failures().items())),
-        *gauge("etd_slots", [({"state": "free"}, free), ({"state": "used"}, here.settings.slots - free)]),
+        *gauge("etd_slots", [({"state": "free"}, free), ({"state": "used"}, total - free)]),
+        *gauge("etd_workers", [({"state": "there"}, len(there)), ({"state": "silent"}, len(workers) - len(there))]),
         *gauge("etd_queue_oldest_seconds", [({}, oldest)]),
         *gauge("etd_queue_wait_seconds_mean_day", [({}, waited)]),
         *gauge("etd_tokens_per_second", [({}, speed)]),

@@ -46,6 +46,7 @@ def job_json(here: Context, job: Job, base: str, *, brief: bool = False) -> dict
         "attempt": job.attempt,
         "asked": job.wish or None,
         "queue": _queue(here, job),
+        "worker": job.worker or None,
         "cluster": _cluster(run) if job.status == "running" else None,
         "progress": tail.progress(run.events),
         "error": {"code": job.error_code, "message": job.error_message} if job.error_code else None,
@@ -85,11 +86,16 @@ def _queue(here: Context, job: Job) -> dict[str, Any] | None:
     if job.status != "queued":
         return None
     ahead = here.store.ahead_of(job)
-    free = here.store.free_slots()
-    if ahead:
+    there = [worker for worker in here.queue.workers() if worker.there]
+    fitting = [worker for worker in there if worker.slots >= job.ranks]
+    if not fitting:
+        largest = max((worker.slots for worker in there), default=0)
+        reason = f"needs {job.ranks} slots; the largest worker has {largest}" if there else "no worker is there"
+    elif ahead:
         reason = f"{ahead} job{'s' if ahead > 1 else ''} before it"
-    elif free < job.ranks:
-        reason = f"needs {job.ranks} of {here.settings.slots} slots, {free} free"
+    elif all(worker.free < job.ranks for worker in fitting):
+        best = max(fitting, key=lambda worker: worker.free)
+        reason = f"needs {job.ranks} of {best.slots} slots, {best.free} free"
     elif job.retries:
         reason = f"its trainer was lost; try {job.retries + 1} begins at {_time(job.not_before)}"
     else:

@@ -10,7 +10,7 @@ from server_process import Server
 
 from etd_ds.contract import rundir
 from service.cli import main
-from service.cli.serving import JsonLines
+from service.cli.working import JsonLines
 
 
 @pytest.fixture

@@ -70,9 +70,9 @@ def test_what_was_never_handed_in_is_to_be_started(fake):
 
 
 def test_it_is_handed_in_once_and_kept_by_its_number(fake):
-    fake.executor.start("job-1", 1, ())
+    fake.executor.start(["job-1"], 1, ())
     fake.queue(row("PENDING", reason="Resources"))
-    fake.executor.start("job-1", 1, ())
+    fake.executor.start(["job-1"], 1, ())
     assert len(fake.calls("sbatch")) == 1
     assert fake.file("1.id").read_text() == "7\n"
     assert (fake.root / "script").read_text() == fake.file("1.sh").read_text()
@@ -84,7 +84,7 @@ def test_it_is_handed_in_once_and_kept_by_its_number(fake):
     "state", ["PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "COMPLETING", "STAGE_OUT", "NEW STATE"]
 )
 def test_whatever_is_no_end_is_alive(fake, state):
-    fake.executor.start("job-1", 1, ())
+    fake.executor.start(["job-1"], 1, ())
     fake.queue(row(state))
     assert fake.executor.look("job-1", 1).alive
 
@@ -93,13 +93,13 @@ def test_whatever_is_no_end_is_alive(fake, state):
     "state", ["FAILED", "NODE_FAIL", "TIMEOUT", "CANCELLED", "OUT_OF_MEMORY", "PREEMPTED", "COMPLETED"]
 )
 def test_an_end_without_a_record_is_a_loss_that_names_the_state(fake, state):
-    fake.executor.start("job-1", 1, ())
+    fake.executor.start(["job-1"], 1, ())
     fake.queue(row(state))
     assert fake.executor.look("job-1", 1) == Seen(started=True, words=f"Slurm says {state} of its job 7.")
 
 
 def test_what_the_files_say_of_the_end_counts(fake):
-    fake.executor.start("job-1", 1, ())
+    fake.executor.start(["job-1"], 1, ())
     fake.file("1.exit").write_text("1\n")
     fake.queue(row("COMPLETED"))
     assert fake.executor.look("job-1", 1).exit_code == 1
@@ -112,19 +112,19 @@ def test_what_the_files_say_of_the_end_counts(fake):
     "said", ["slurm_load_jobs error: Unable to contact slurm controller (connect failure)", "Socket timed out", "Munge"]
 )
 def test_while_slurm_is_away_nothing_is_lost_and_nothing_is_started(fake, said):
-    fake.executor.start("job-1", 1, ())
+    fake.executor.start(["job-1"], 1, ())
     (fake.root / "away").write_text(said)
     assert fake.executor.look("job-1", 1) == Seen(started=True, alive=True)
     assert '"state": "UNKNOWN"' in fake.file("state.json").read_text()
     fake.job("job-2")
-    fake.executor.start("job-2", 1, ())
+    fake.executor.start(["job-2"], 1, ())
     fake.executor.stop("job-1", 1)
     assert len(fake.calls("sbatch")) == 1
     assert fake.calls("scancel") == []
 
 
 def test_a_job_with_a_result_succeeds_while_slurm_is_away(fake):
-    fake.executor.start("job-1", 1, ())
+    fake.executor.start(["job-1"], 1, ())
     (fake.root / "away").write_text("Unable to contact")
     fake.file("1.exit").write_text("0\n")
     rundir.RunDir(fake.settings.runs / "job-1").result.touch()
@@ -133,7 +133,7 @@ def test_a_job_with_a_result_succeeds_while_slurm_is_away(fake):
 
 def test_a_script_without_an_answer_may_still_show_up(fake, monkeypatch):
     (fake.root / "refuse").write_text("sbatch: error: Batch job submission failed: Socket timed out on send/recv")
-    fake.executor.start("job-1", 1, ())
+    fake.executor.start(["job-1"], 1, ())
     assert not fake.file("1.id").exists()
     assert fake.executor.look("job-1", 1).alive
     fake.queue(row("RUNNING", number=9))
@@ -147,7 +147,7 @@ def test_a_script_without_an_answer_may_still_show_up(fake, monkeypatch):
 
 def test_a_refusal_is_told_in_slurms_words(fake):
     (fake.root / "refuse").write_text("sbatch: error: Batch job submission failed: Invalid qos specification\n")
-    fake.executor.start("job-1", 1, ())
+    fake.executor.start(["job-1"], 1, ())
     seen = fake.executor.look("job-1", 1)
     assert seen.refused
     assert seen.words == "The cluster refused it: Batch job submission failed: Invalid qos specification"
@@ -155,13 +155,13 @@ def test_a_refusal_is_told_in_slurms_words(fake):
 
 
 def test_a_number_that_went_to_somebody_else_is_not_ours(fake):
-    fake.executor.start("job-1", 1, ())
+    fake.executor.start(["job-1"], 1, ())
     fake.queue("7|RUNNING|None|n1|job-1|other", row("RUNNING", number=8, attempt=2), row("RUNNING", job="job-2"))
     assert not fake.executor.look("job-1", 1).alive
 
 
 def test_an_attempt_that_stopped_before_it_saved_counts_as_lost(fake):
-    fake.executor.start("job-1", 1, ())
+    fake.executor.start(["job-1"], 1, ())
     fake.file("1.started").write_text("7\n")
     fake.file("1.exit").write_text(f"{launch.EXIT_STOPPED}\n")
     latest = rundir.RunDir(fake.settings.runs / "job-1").checkpoints / "latest.json"
@@ -186,7 +186,7 @@ def test_many_jobs_are_seen_with_one_look(fake):
 
 
 def test_stopping_asks_the_ranks_and_then_the_cluster(fake):
-    fake.executor.start("job-1", 1, ())
+    fake.executor.start(["job-1"], 1, ())
     fake.queue(row("PENDING"))
     fake.executor.stop("job-1", 1)
     fake.queue(row("RUNNING"))

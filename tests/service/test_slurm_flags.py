@@ -41,6 +41,6 @@ def test_a_time_limit_that_leaves_no_time_is_refused():
 
 def test_what_a_job_may_ask_for_follows_the_cluster(tmp_path):
     alone = Settings(data_dir=tmp_path, slots=4)
-    assert (alone.job_nodes, alone.job_gpus) == (1, 4)
+    assert alone.job_nodes == 1
     many = Settings(data_dir=tmp_path, slots=64, slurm=SlurmOptions(nodes=2, gpus_per_node=8))
-    assert (many.job_nodes, many.job_gpus) == (2, 8)
+    assert many.job_nodes == 2

@@ -18,7 +18,7 @@ def script(tmp_path, options=SlurmOptions(), *, priority=0, argv=("true",), **fi
     (run.root / "slurm" / "newest").write_text("3\n")
     return slurm_script.render(
         options,
-        run=run,
+        runs=[run],
         folder=run.root / "slurm",
         job=spec.JobSpec(layers=2, hidden=192, **fields),
         attempt=3,
