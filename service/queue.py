@@ -174,6 +174,12 @@ class Queue:
             found = list(_trainers(connection, jobs.c.id.in_(ids)))
         return found[0]
 
+    def running(self) -> int:
+        """How many trainers there are: fewer than running jobs, where some are trained together."""
+        query = sa.select(sa.func.count(jobs.c.trainer.distinct())).where(jobs.c.status == "running")
+        with self._database.look() as connection:
+            return int(connection.scalar(query) or 0)
+
     def lease(self, worker: str, owner: str, seconds: float, *, draining: bool = False) -> list[Trainer]:
         """Say that the worker lives; its trainers that `owner` looks after for that long: its own, and those left."""
         with self._database.write() as connection:

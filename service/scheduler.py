@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from etd_ds.contract import errors, rundir
+from etd_ds.contract import errors, launch, rundir
 from service import status, tail
 from service.executors import Executor
 from service.queue import Outcome, Queue, Trainer
@@ -133,6 +133,10 @@ class Scheduler:
         """Have the executor do what is asked, and write down an end. `since`: when the lease was renewed."""
         executor.hold(trainer.id, trainer.attempt, since)
         found = executor.look(trainer.id, trainer.attempt)
+        told = self._handing_back.is_set() or any(job.wish in ("cancel", "pause") for job in trainer.jobs)
+        if told and found.started and found.exit_code is None:
+            # it was us who had it leave or killed: that costs no job a try
+            found = found._replace(exit_code=launch.EXIT_STOPPED)
         seen = [self._seen(job, found) for job in trainer.jobs]
         actions = [self._verdict(trainer, job, one).action for job, one in zip(trainer.jobs, seen, strict=True)]
         if found.alive:

@@ -30,15 +30,14 @@ class LocalExecutor:
     def start(self, jobs: Sequence[str], attempt: int, slots: tuple[int, ...], priority: int = 0) -> None:
         """Start a supervisor, unless one that we started for this job is just about to take the lock."""
         job_id = jobs[0]
+        self._reap()
         child = self._children.get(job_id)
         if child is not None and child.poll() is None:
             return
         run, *others = runs = [rundir.RunDir(self._settings.runs / one) for one in jobs]
         for other in others:
             if not other.log.exists():
-                other.log.write_text(
-                    f"etd-jobs: trained together with {job_id}; the trainer prints to that job's log\n"
-                )
+                other.log.write_text(f"etd-jobs: trained together with {job_id}, whose log has what is printed\n")
         folder = self._folder(job_id)
         folder.mkdir(exist_ok=True)
         order: shim.Order = {

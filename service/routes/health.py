@@ -78,6 +78,7 @@ def metrics(who: Operator) -> PlainTextResponse:
         *gauge("etd_jobs", (({"status": status}, count) for status, count in here.store.counts().items())),
         *gauge("etd_failed_jobs", (({"code": code}, count) for code, count in here.store.failures().items())),
         *gauge("etd_slots", [({"state": "free"}, free), ({"state": "used"}, total - free)]),
+        *gauge("etd_trainers", [({}, here.queue.running())]),
         *gauge("etd_workers", [({"state": "there"}, len(there)), ({"state": "silent"}, len(workers) - len(there))]),
         *gauge("etd_queue_oldest_seconds", [({}, oldest)]),
         *gauge("etd_queue_wait_seconds_mean_day", [({}, waited)]),

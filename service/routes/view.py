@@ -47,6 +47,7 @@ def job_json(here: Context, job: Job, base: str, *, brief: bool = False) -> dict
         "asked": job.wish or None,
         "queue": _queue(here, job),
         "worker": job.worker or None,
+        "together_with": _leader(job),
         "cluster": _cluster(run) if job.status == "running" else None,
         "progress": tail.progress(run.events),
         "error": {"code": job.error_code, "message": job.error_message} if job.error_code else None,
@@ -101,6 +102,12 @@ def _queue(here: Context, job: Job) -> dict[str, Any] | None:
     else:
         reason = "about to start"
     return {"position": ahead + 1, "reason": reason}
+
+
+def _leader(job: Job) -> str | None:
+    """The job in whose trainer it is or was trained, and whose log that printed to; none if it has its own."""
+    leader = job.trainer.rpartition(":")[0]
+    return leader if leader != job.id and leader else None
 
 
 def _cluster(run: rundir.RunDir) -> dict[str, Any] | None:

@@ -8,25 +8,21 @@ from __future__ import annotations
 import os
 import random
 import shlex
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import postgres
 import pytest
 from server_process import DOUBLES, Server
 
-from etd_ds.contract import launch
 from service.client import Client, ServiceError
 
 KILLS = int(os.environ.get("CHAOS_KILLS", "40"))
 JOBS, SERVER_KILLS = max(12, 60 * KILLS // 200), max(2, 6 * KILLS // 200)
-POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))), None)
 
 
 @pytest.fixture
@@ -35,23 +31,8 @@ def database(request: pytest.FixtureRequest) -> Iterator[list[str]]:
     if request.param == "sqlite":
         yield []
         return
-    pytest.importorskip("psycopg")
-    assert POSTGRES is not None
-    folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
-    user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    shutil.chown(folder, "postgres" if user else None, None) if user else None
-    port = launch.free_port()
-    tool = POSTGRES.parent
-    subprocess.run([*user, tool / "initdb", "-D", folder / "db", "-A", "trust", "-U", "etd"], check=True,
-                   capture_output=True)  # fmt: skip
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c max_connections=200"
-    control = [*user, tool / "pg_ctl", "-D", folder / "db", "-w"]
-    subprocess.run([*control, "-l", folder / "log", "-o", options, "start"], check=True, stdout=subprocess.DEVNULL)
-    try:
-        yield ["--database", f"postgresql+psycopg://etd@127.0.0.1:{port}/postgres"]
-    finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], check=True, stdout=subprocess.DEVNULL)
-        shutil.rmtree(folder, ignore_errors=True)
+    with postgres.running() as url:
+        yield ["--database", url]
 
 
 def victims(folder: Path) -> list[int]:
@@ -106,7 +87,7 @@ def kill(servers: list[Server], dice: random.Random) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "database",
-    ["sqlite", pytest.param("postgres", marks=pytest.mark.skipif(POSTGRES is None, reason="no PostgreSQL here"))],
+    ["sqlite", pytest.param("postgres", marks=pytest.mark.skipif(postgres.missing(), reason="no PostgreSQL here"))],
     indirect=True,
 )
 def test_nothing_is_lost_and_nothing_runs_twice(tmp_path: Path, database: list[str]) -> None:
