@@ -189,6 +189,8 @@ class Trainer:
         job, ranks = self.job, self.ranks
         teacher = bert_checkpoint.load_encoder(self._teacher.folder, dtype=DTYPES[self.settings.precision])
         distillers = [self._distiller(seat, teacher.config) for seat in seats]
+        # the engines below are made by collectives, and one machine may take long to read its models
+        ranks.meet("models")
         stream = Stream(
             corpus.train, batch_size=job.batch_size, seed=job.seed, rank=ranks.rank, world_size=ranks.world_size
         )
