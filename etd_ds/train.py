@@ -5,7 +5,7 @@
         --student INIT_DIR --out RUN_DIR --teacher embedded --corpus text.txt --steps 1000
 
 Started again on the same folder it continues. Exit codes: 0 the student is there, 2 the spec or the folder cannot work,
-85 stopped on request after a checkpoint; anything else is a crash.
+85 stopped on request after a checkpoint, 86 other ranks are gone or out of reach; anything else is a crash.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from etd_ds.stages import folder
 from etd_ds.stages.attempt import Attempt
 
 EXIT_CRASH = 1
+LAST_WORDS = 5.0
+"""Seconds in which a launcher surely notices that another rank has died."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,8 +74,12 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         stop.at_once = False
         traceback.print_exc()
-        _end(attempts, events.End(outcome="failed", step=stop.step, code="crash", message=_summary(error)))
-        return EXIT_CRASH
+        lost = _lost_peers(error)
+        code = "peers_lost" if lost else "crash"
+        _end(attempts, events.End(outcome="failed", step=stop.step, code=code, message=_summary(error)))
+        if lost:
+            _let_others_go_first(stop)
+        return launch.EXIT_PEERS_LOST if lost else EXIT_CRASH
 
 
 def _train(runs: list[rundir.RunDir], args: argparse.Namespace, stop: Stop, attempts: list[Attempt]) -> None:
@@ -158,6 +164,18 @@ def _end(attempts: list[Attempt], event: events.End) -> None:
         # the disk may be full, or a newer attempt may hold the folder: the exit code stands either way
         with contextlib.suppress(OSError, errors.RunFolderError):
             attempt.say(event)
+
+
+def _lost_peers(error: Exception) -> bool:
+    ranks = sys.modules.get("etd_ds.engine.ranks")  # before it is imported nobody has peers
+    return ranks is not None and ranks.is_loss_of_peers(error)
+
+
+def _let_others_go_first(stop: Stop) -> None:
+    """A rank that died takes this one's connection with it: let the launcher report that one's end, not this one's."""
+    until = time.monotonic() + LAST_WORDS
+    while time.monotonic() < until and not stop.asked:
+        time.sleep(0.05)
 
 
 def _tell(rank: int, text: str) -> None:

@@ -97,7 +97,7 @@ def decide(
 def cause(exit_code: int | None) -> str:
     """Why an attempt without a result ended. The launcher reports a rank's signal n as 256 - n, a shell as 128 + n."""
     match exit_code:
-        case None:
+        case None | launch.EXIT_PEERS_LOST:
             return "trainer_lost"
         case launch.EXIT_STOPPED:
             return "stopped"
@@ -113,7 +113,7 @@ NO_FAULT = frozenset(("stopped", "apart"))
 
 MESSAGES = {
     "refused": "It cannot be run as asked.",
-    "trainer_lost": "The trainer vanished without a trace: the machine went down, or its supervisor was killed too.",
+    "trainer_lost": "The trainer vanished without a trace, or lost touch with its other machines; see the last log lines.",
     "trainer_killed": "The trainer was killed from outside, often for want of memory; see the last log lines.",
     "trainer_crashed": "The trainer failed; see the last log lines.",
     "bad_input": "The trainer refused the job; see the last log lines.",

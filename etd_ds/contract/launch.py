@@ -18,6 +18,8 @@ EXIT_BAD_INPUT = 2
 """The spec or the folder cannot work; starting again will not help."""
 EXIT_STOPPED = 85
 """Asked to stop by SIGTERM or SIGUSR1: a checkpoint is written and the same command continues from it."""
+EXIT_PEERS_LOST = 86
+"""Other ranks are gone or out of reach; once they can be reached the same command continues."""
 
 
 def train_argv(

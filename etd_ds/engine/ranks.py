@@ -17,8 +17,10 @@ import torch.distributed as dist
 from etd_ds.contract import errors
 from etd_ds.engine.config import Hardware
 
-# A peer that is silent for so long is gone: torch's own default is half an hour.
-TIMEOUT = datetime.timedelta(seconds=180)
+# A peer that is silent for so long is gone: torch's own default is half an hour. A cut link is known within a minute.
+TIMEOUT = datetime.timedelta(seconds=50)
+# So long ranks may come after each other in starting: one machine may have all libraries to read over a network.
+START = datetime.timedelta(minutes=10)
 # So long rank 0 waits for the others to have heard its verdict.
 PARTING = datetime.timedelta(seconds=20)
 # And so many seconds the others wait for rank 0 to end first when its verdict is an error.
@@ -129,8 +131,17 @@ def join() -> Ranks:
         # an inference-only op that DeepSpeed would compile for a minute before the first collective
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, auto_mpi_discovery=False, verbose=False)
+    deepspeed.init_distributed(dist_backend=backend, timeout=START, auto_mpi_discovery=False, verbose=False)
+    dist.distributed_c10d._set_pg_timeout(TIMEOUT)
     return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device)
+
+
+def is_loss_of_peers(error: BaseException) -> bool:
+    """Whether a collective or the rendezvous failed because another rank is gone or out of reach."""
+    said = str(error)
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and ("gloo" in said or "NCCL" in said or "Connection closed by peer" in said)
+    )
 
 
 def leave(ranks: Ranks) -> None:

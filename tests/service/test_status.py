@@ -80,6 +80,7 @@ def test_a_wish_is_granted_once_nothing_lives():
         (Seen(started=False), (False, False), Verdict("running", "start")),
         (Seen(started=True), (True, False), Verdict("queued", "", "trainer_lost")),
         (Seen(started=True), (False, True), Verdict("failed", "", "trainer_lost")),
+        (Seen(True, exit_code=launch.EXIT_PEERS_LOST), (True, False), Verdict("queued", "", "trainer_lost")),
         (Seen(True, exit_code=launch.EXIT_STOPPED), (False, False), Verdict("queued", "", "stopped")),
         (Seen(True, exit_code=launch.EXIT_BAD_INPUT), (True, True), Verdict("failed", "", "bad_input")),
         (Seen(True, exit_code=launch.EXIT_DONE), (True, False), Verdict("failed", "", "trainer_killed")),
