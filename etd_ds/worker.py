@@ -5,7 +5,8 @@ In:  {"id": 3, "verb": "plan", "job": {...}}            out: {"id": 3, "ok": {"p
 In:  {"id": 2, "verb": "extract", "run": "/abs/run"}    out: {"id": 2, "ok": <Plan>}
      {"id": 4, "verb": "revision", "run": "/abs/run", "step": 100}                     out: {"id": 4, "ok": <Revision>}
 Meanwhile: {"id": 2, "progress": {"stage": "...", "done": 3, "total": 136}}; failed: {"id": 2, "error": {...}}.
-The first line, once torch and transformers are imported, is {"ready": true, "pid": 123}. Ends with its standard input.
+The first line, once torch and transformers are imported, is {"ready": true, "pid": 123}. Ends with its standard input,
+whatever it is doing: whoever asked is gone then, and another server may be at the same work.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import argparse
 import errno
 import json
 import os
+import queue
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 PROGRESS_SECONDS = 0.5
 
 
-def main() -> int:
+def main() -> None:
     """Serve until standard input ends. Only protocol lines reach the real standard output."""
     parser = argparse.ArgumentParser(prog="etd_ds.worker", description=__doc__)
     parser.add_argument("--cache", type=Path, required=True, help="folder of teachers, corpora and scores")
@@ -37,10 +40,17 @@ def main() -> int:
     import etd_ds.stages.extract  # noqa: F401  (slow: before the ready line, after stdout is ours)
 
     _say(answers, {"ready": True, "pid": os.getpid()})
+    requests: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
+    while True:
+        _say(answers, _answer(requests.get(), cache, answers))
+
+
+def _listen(requests: queue.SimpleQueue[str]) -> None:
     for line in sys.stdin:
         if line.strip():
-            _say(answers, _answer(line, cache, answers))
-    return 0
+            requests.put(line)
+    os._exit(0)
 
 
 def _say(answers: TextIO, message: dict[str, Any]) -> None:
@@ -121,4 +131,4 @@ def _plan(job: spec.JobSpec, teacher: shape.EncoderShape, student: shape.Encoder
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,4 +1,4 @@
-"""How a request becomes a job: checked, extracted aside, moved into place, and only then written down."""
+"""How a request becomes a job: checked, extracted in a folder of its own, and only then written down."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import json
 import secrets
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, Field, ValidationError
 
 from etd_ds.contract import corpora, errors, launch, rundir, shape, spec, teachers
+from service.backlog import Backlog
 from service.extraction import Extractor
 from service.problems import Problem, of_error, of_validation
 from service.queue import Queue
@@ -47,11 +49,12 @@ def parse(body: bytes) -> JobRequest:
 class Admission:
     """The one way in. `admit` is called from many threads; the extractor takes them one at a time."""
 
-    def __init__(self, settings: Settings, store: Store, queue: Queue, extractor: Extractor) -> None:
+    def __init__(self, settings: Settings, store: Store, queue: Queue, extractor: Extractor, backlog: Backlog) -> None:
         self._settings = settings
         self._store = store
         self._queue = queue
         self._extractor = extractor
+        self._backlog = backlog
 
     def check(self, job: spec.JobSpec) -> spec.JobSpec:
         """The spec with its aliases resolved. Raises `Problem` or `EtdError` that names the field, before any work."""
@@ -66,10 +69,12 @@ class Admission:
         """What a job would make and cost; nothing is created. Raises as `admit` does."""
         return self._extractor.plan(self.check(request.spec()))
 
-    def admit(self, request: JobRequest, *, tenant: str, key: str | None = None) -> tuple[Job, bool]:
+    def admit(self, request: JobRequest, *, tenant: str, key: str | None = None, patience: float) -> tuple[Job, bool]:
         """Check, extract, write down: (the job, whether it is new). On any error nothing is left or seen.
 
-        A second request with the same `key` gets the first one's job; `Problem` 409 if it asks for something else.
+        After `patience` seconds the job is written down as `extracting`, which then goes on behind the answer: what
+        fails in it becomes the job's error. A second request with the same `key` gets the first one's job; `Problem`
+        409 if it asks for something else.
         """
         content = hashlib.sha256(request.model_dump_json(exclude_unset=True).encode()).hexdigest()
         if key is not None and (found := self._store.by_request(tenant, key)) is not None:
@@ -78,7 +83,7 @@ class Admission:
             detail = f"{self._settings.quota} unfinished jobs are allowed here; wait for one, or cancel one."
             raise Problem(429, "quota", detail, headers={"Retry-After": "60"})
         try:
-            return self._make(request, tenant, key, content), True
+            return self._make(request, tenant, key, content, patience), True
         except Taken as taken:  # two with the same key at the same time
             return _same(taken.job, content), False
 
@@ -91,35 +96,32 @@ class Admission:
         shutil.rmtree(aside, ignore_errors=True)
         return True
 
-    def _make(self, request: JobRequest, tenant: str, key: str | None, content: str) -> Job:
-        job = request.spec()
-        resolved = self.check(job)
-        self._extractor.check(resolved)
-        job_id = "job-" + secrets.token_hex(10)
-        aside = rundir.RunDir(self._settings.incoming / job_id)
-        final = self._settings.runs / job_id
+    def _make(self, request: JobRequest, tenant: str, key: str | None, content: str, patience: float) -> Job:
+        asked = request.spec()
+        resolved = self.check(asked)
+        job = Job(
+            id="job-" + secrets.token_hex(10),
+            spec=asked,
+            ranks=asked.world_size,
+            tenant=tenant,
+            labels=request.labels,
+            priority=request.priority,
+            created=time.time(),
+            request_key=key,
+            request_hash=content,
+        )
+        run = rundir.RunDir(self._settings.runs / job.id)
         try:
-            rundir.publish_json(aside.job, json.loads(resolved.model_dump_json(exclude_unset=True)))
-            self._extractor.extract(aside)
-            aside.root.rename(final)
-            rundir.fsync_path(final.parent)
-            return self._store.add(
-                Job(
-                    id=job_id,
-                    spec=job,
-                    ranks=job.world_size,
-                    tenant=tenant,
-                    labels=request.labels,
-                    priority=request.priority,
-                    created=time.time(),
-                    request_key=key,
-                    request_hash=content,
-                )
-            )
+            rundir.publish_json(run.job, json.loads(resolved.model_dump_json(exclude_unset=True)))
+            rundir.fsync_path(run.root.parent)
+            if patience > 0:
+                return self._backlog.extract(job, run, patience)
+            made = self._store.add(replace(job, status="extracting"))
         except BaseException:
-            shutil.rmtree(aside.root, ignore_errors=True)
-            shutil.rmtree(final, ignore_errors=True)
+            shutil.rmtree(run.root, ignore_errors=True)
             raise
+        self._backlog.wake()
+        return made
 
     def _check_machine(self, job: spec.JobSpec) -> None:
         settings = self._settings

@@ -17,11 +17,13 @@ from etd_ds import __version__
 from etd_ds.contract import errors
 from service import problems
 from service.admission import Admission, JobRequest
+from service.backlog import Backlog
 from service.database import Database
 from service.executors import Executor
 from service.executors.local import LocalExecutor
 from service.executors.slurm import SlurmExecutor
 from service.extraction import Extractor
+from service.extractions import Extractions
 from service.keys import Keys
 from service.limits import Limiter
 from service.metrics import Latencies, LatencyMiddleware
@@ -45,6 +47,8 @@ def create_app(settings: Settings) -> FastAPI:
     extractor, latencies = Extractor(settings), Latencies()
     jobs_queue = Queue(database)
     scheduler = Scheduler(settings, jobs_queue, _executor(settings))
+    extractions = Extractions(database, store)
+    backlog = Backlog(settings, store, extractions, extractor, scheduler.wake)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -52,11 +56,14 @@ def create_app(settings: Settings) -> FastAPI:
         here = [Presence(settings.data_dir / "server.lock"), Presence(settings.worker_lock)]
         if here[0].alone:
             sweep(settings, store)
+            extractions.release()
         scheduler.start(alone=here[1].alone)
+        backlog.start()
         for presence in here:
             presence.settle()
         yield
         scheduler.drain()
+        backlog.close()
         extractor.close()
         scheduler.close()
         database.close()
@@ -72,7 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
         limiter=Limiter(settings.rate),
         latencies=latencies,
         extractor=extractor,
-        admission=Admission(settings, store, jobs_queue, extractor),
+        admission=Admission(settings, store, jobs_queue, extractor, backlog),
         wake=scheduler.wake,
         scheduler_seen=lambda: scheduler.last_round,
         version=__version__,

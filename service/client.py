@@ -36,7 +36,10 @@ class ServiceError(Exception):
 
 
 class Client:
-    """The service at `url`. Creating a job may take as long as its extraction, so that call has no time limit."""
+    """The service at `url`. Creating a job may take as long as its extraction, so that call has no time limit.
+
+    One client may be used from several threads.
+    """
 
     def __init__(self, url: str = "http://127.0.0.1:8000", *, key: str = "", timeout: float = 30.0) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -51,10 +54,27 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
-    def create(self, spec: Mapping[str, Any], *, idempotency_key: str = "") -> dict[str, Any]:
-        """Make a job of a spec: `{"layers": 3, "hidden": 192}`. Returns when the student has been extracted."""
+    def create(self, spec: Mapping[str, Any], *, idempotency_key: str = "", background: bool = False) -> dict[str, Any]:
+        """Make a job of a spec: `{"layers": 3, "hidden": 192}`. Returns when the student has been extracted.
+
+        In the `background` the extraction goes on, and the job that is returned is `extracting`.
+        """
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-        return self._json("POST", "/v1/jobs", json=dict(spec), headers=headers, timeout=None)
+        headers |= {"Prefer": "respond-async"} if background else {}
+        job = self._json("POST", "/v1/jobs", json=dict(spec), headers=headers, timeout=None)
+        return job if background else self.extracted(job)
+
+    def extracted(self, job: dict[str, Any]) -> dict[str, Any]:
+        """The job, once it is not `extracting` any more. Raises `ServiceError` with its error if it has no student."""
+        if job["status"] != "extracting":
+            return job
+        for event in self.events(job["id"]):
+            if event["type"] == "status" and event["status"] != "extracting":
+                break
+        job = self.get(job["id"])
+        if job["student"] is None and job["error"] is not None:
+            raise ServiceError(0, {"detail": job["error"]["message"], **job["error"]})
+        return job
 
     def plan(self, spec: Mapping[str, Any]) -> dict[str, Any]:
         """What a job of this spec would make and cost; nothing is made."""

@@ -10,16 +10,20 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from etd_ds.contract import launch, rundir, shape, spec
+from etd_ds.contract import events, launch, rundir, spec
 from service.problems import Problem, of_error
 from service.settings import Settings, inherited
 
 log = logging.getLogger("etd_jobs")
 
 _WATCH_SECONDS = 0.25
+_PATIENCE_SECONDS = 30.0
+"""How long a question waits for the worker while that extracts."""
+_PROGRESS_SECONDS = 2.0
 
 
 class Extractor:
@@ -32,6 +36,9 @@ class Extractor:
         self._process: subprocess.Popen[str] | None = None
         self._said: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._number = 0
+        self._at = threading.Lock()
+        self._into = ""
+        """The folder of the extraction that is under way."""
         self._closed = False
         self._ready = threading.Event()
 
@@ -52,34 +59,61 @@ class Extractor:
         if self._process is not None:
             self._end(self._process)
 
-    def check(self, job: spec.JobSpec) -> tuple[shape.EncoderShape, shape.EncoderShape]:
-        """Shapes of teacher and student. Raises `Problem` 422 that names the field, before any work."""
-        answer = self._ask({"verb": "check", "job": job.model_dump(mode="json", exclude_unset=True)})
-        return shape.EncoderShape(**answer["teacher"]), shape.EncoderShape(**answer["student"])
-
     def plan(self, job: spec.JobSpec) -> dict[str, Any]:
-        """What the student would be and cost. Raises `Problem` as `check` does."""
-        return self._ask({"verb": "plan", "job": job.model_dump(mode="json", exclude_unset=True)})
+        """What the student would be and cost. Raises `Problem`, 422 that names the field for what cannot be made."""
+        request = {"verb": "plan", "job": job.model_dump(mode="json", exclude_unset=True)}
+        return self._ask(request, patience=_PATIENCE_SECONDS)
 
-    def extract(self, run: rundir.RunDir) -> rundir.Plan:
-        """Cut the student of `run.job` into `run.init`. Raises `Problem`; the folder is then of no use."""
-        return rundir.Plan.model_validate(self._ask({"verb": "extract", "run": str(run.root)}))
+    def extract(self, run: rundir.RunDir, *, in_turn: bool = False) -> rundir.Plan:
+        """Cut the student of `run.job` into `run.init`; how far it is goes to `run.events`. Raises `Problem`.
+
+        With `in_turn` it waits however many do already.
+        """
+        request = {"verb": "extract", "run": str(run.root)}
+        return rundir.Plan.model_validate(self._ask(request, in_turn=in_turn, report=_reporter(run)))
 
     def revision(self, run: rundir.RunDir, step: int) -> None:
         """Make the checkpoint of a step a student under `run.revisions`. Raises `Problem`."""
-        self._ask({"verb": "revision", "run": str(run.root), "step": step})
+        self._ask({"verb": "revision", "run": str(run.root), "step": step}, patience=_PATIENCE_SECONDS)
 
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        if not self._waiting.acquire(blocking=False):
-            detail = f"{self._settings.extraction_waiting} requests wait for the extraction already; try again later."
-            raise Problem(503, "extraction_busy", detail, headers={"Retry-After": "30"})
+    def abort(self, run: rundir.RunDir) -> None:
+        """End the extraction into this folder if it is under way; whoever waits for it gets a `Problem`."""
+        with self._at:
+            if self._into == str(run.root) and self._process is not None:
+                self._end(self._process)
+
+    def _ask(
+        self,
+        request: dict[str, Any],
+        *,
+        patience: float = -1,
+        in_turn: bool = False,
+        report: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[str, Any]:
+        if not in_turn and not self._waiting.acquire(blocking=False):
+            raise self._busy()
         try:
-            with self._turn:
-                return self._answer(request)
+            if not self._turn.acquire(timeout=patience):
+                raise self._busy()
+            try:
+                with self._at:
+                    self._into = request["run"] if request["verb"] == "extract" else ""
+                return self._answer(request, report)
+            finally:
+                with self._at:  # whoever aborts has ended the worker before the next one asks
+                    self._into = ""
+                self._turn.release()
         finally:
-            self._waiting.release()
+            if not in_turn:
+                self._waiting.release()
 
-    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _busy(self) -> Problem:
+        detail = "The extraction worker has enough to do already; try again later, or make a job with respond-async."
+        return Problem(503, "extraction_busy", detail, headers={"Retry-After": "30"})
+
+    def _answer(
+        self, request: dict[str, Any], report: Callable[[dict[str, Any]], None] | None = None
+    ) -> dict[str, Any]:
         process = self._start()
         self._number += 1
         assert process.stdin is not None
@@ -98,6 +132,8 @@ class Extractor:
             if said is None:
                 raise self._died(process)
             if said.get("id") != self._number or "progress" in said:
+                if report is not None and said.get("id") == self._number:
+                    report(said["progress"])
                 self._watch(process, deadline)
                 continue
             if "error" in said:
@@ -166,6 +202,21 @@ class Extractor:
         return Problem(
             503, "extraction_failed", "The extraction worker died; it is started again for the next request."
         )
+
+
+def _reporter(run: rundir.RunDir) -> Callable[[dict[str, Any]], None]:
+    """Writes the worker's progress to the run's events, now and then."""
+    told_at = -_PROGRESS_SECONDS
+
+    def report(progress: dict[str, Any]) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at >= _PROGRESS_SECONDS:
+            told_at = time.monotonic()
+            with contextlib.suppress(OSError):  # the extraction itself will find out that the disk is full
+                part, done, total = (progress[name] for name in ("stage", "done", "total"))
+                events.append(run.events, events.Progress(stage="extract", part=part, done=done, total=total))
+
+    return report
 
 
 def _problem(error: dict[str, Any]) -> Problem:

@@ -88,9 +88,10 @@ class Store:
         values = {one.name: getattr(job, one.name) for one in fields(Job) if one.name != "seq"}
         values |= {"spec": job.spec.model_dump_json(exclude_unset=True), "labels": json.dumps(job.labels)}
         values["alike"] = job.spec.alike()
-        values |= {"lease_owner": owner, "lease_until": time.time() + lease if owner else 0.0}
         try:
             with self._database.write() as connection:
+                until = self._database.now(connection) + lease if owner else 0.0
+                values |= {"lease_owner": owner, "lease_until": until}
                 connection.execute(jobs.insert().values(values))
         except sa.exc.IntegrityError:
             taken = self.by_request(job.tenant, job.request_key) if job.request_key else None

@@ -52,6 +52,12 @@ def progress(path: Path) -> dict[str, object] | None:
     return None if found is None else {"step": found.step, "steps": found.steps}
 
 
+def extraction(path: Path) -> dict[str, object] | None:
+    """How far the extraction is, or `None` before it said so."""
+    found = next((event for event in newest(path) if isinstance(event, events.Progress)), None)
+    return None if found is None else found.model_dump(exclude={"type"})
+
+
 def last_end(path: Path) -> events.End | None:
     """How the last attempt said it ended, if it was able to."""
     for event in newest(path):

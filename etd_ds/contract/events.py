@@ -27,6 +27,17 @@ class Stage(_Event):
     detail: str = ""
 
 
+class Progress(_Event):
+    """How far a stage is that has no steps of its own: `done` of `total`, every few seconds."""
+
+    type: Literal["progress"] = "progress"
+    stage: Literal["extract"]
+    part: str
+    """What is being done, in words."""
+    done: int
+    total: int
+
+
 class Attempt(_Event):
     """A trainer started on this folder; steps that follow an earlier attempt continue from `step`."""
 
@@ -102,7 +113,7 @@ class End(_Event):
     message: str = ""
 
 
-Event = Annotated[Stage | Attempt | Step | Validation | Checkpoint | Warn | End, Field(discriminator="type")]
+Event = Annotated[Stage | Progress | Attempt | Step | Validation | Checkpoint | Warn | End, Field(discriminator="type")]
 _adapter: TypeAdapter[Event] = TypeAdapter(Event)
 
 

@@ -41,6 +41,8 @@ def _submit(commands: Any) -> None:
     parser.add_argument("--file", type=Path, help="a JSON file with the spec; flags win over it")
     parser.add_argument("--label", nargs="*", default=[], metavar="NAME:VALUE", help="labels to find the job by")
     parser.add_argument("--priority", type=int, default=0, help="higher ones start first, from -100 to 100")
+    parser.add_argument("--async", action="store_true", dest="background",
+                        help="do not wait for the extraction, which takes long with a new teacher or text")  # fmt: skip
     parser.add_argument("--watch", action="store_true", help="follow the job until it has ended")
     parser.add_argument("--quiet", action="store_true", help="print the job's id only")
     flags.add(parser)
@@ -56,7 +58,7 @@ def _run_submit(args: argparse.Namespace) -> int:
     with _client(args) as client:
         request = job.model_dump(mode="json", exclude_unset=True)
         request |= {"labels": dict(one.partition(":")[::2] for one in args.label), "priority": args.priority}
-        made = client.create(request, idempotency_key=secrets.token_hex(16))
+        made = client.create(request, idempotency_key=secrets.token_hex(16), background=args.background)
         print(made["id"])
         if not args.quiet:
             _describe(Console(stderr=True), made)
@@ -135,16 +137,21 @@ def _follow(client: Client, job_id: str, *, quiet: bool) -> int:
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
         line: TaskID | None = None
         for event in client.events(job_id):
-            if event["type"] in ("attempt", "step"):
+            if event["type"] == "progress":
                 if line is None:
-                    line = bar.add_task("distils", total=event["steps"], numbers="")
+                    line = bar.add_task("", numbers="")
+                bar.update(line, description=event["part"], completed=event["done"], total=event["total"])
+            elif event["type"] in ("attempt", "step"):
+                if line is None:
+                    line = bar.add_task("", numbers="")
+                bar.update(line, description="distils", total=event["steps"])
                 numbers = ""
                 if event["type"] == "step":
                     numbers = (
                         f"loss {event['loss']:.4g}  {event['tokens_per_second']:.0f} tokens/s  "
                         f"{event['eta_seconds']:.0f} s left"
                     )
-                bar.update(line, completed=event["step"], total=event["steps"], numbers=numbers)
+                bar.update(line, completed=event["step"], numbers=numbers)
             elif event["type"] == "status" and not quiet:
                 console.print(f"{job_id} is {event['status']}")
             elif event["type"] == "validation" and not quiet:
@@ -232,6 +239,9 @@ def _run_pull(args: argparse.Namespace) -> int:
 
 def _describe(console: Console, job: dict[str, Any]) -> None:
     student = job["student"]
+    if student is None:
+        console.print(f"{job['status']}; `etd-jobs watch {job['id']}` follows it", markup=False, highlight=False)
+        return
     console.print(
         f"student {student['layers']}L-{student['hidden']} ({student['heads']} heads, FFN {student['ffn']}): "
         f"{student['parameters'] / 1e6:.1f} M parameters, {student['compression']:.2f} times fewer than its teacher, "

@@ -41,6 +41,7 @@ def _serve(commands: Any) -> None:
     for name, kind, text in (
         ("quota", int, "jobs that a tenant may have queued, running or paused; 0: no limit"),
         ("rate", int, "changes that a caller may ask for in a minute; 0: no limit"),
+        ("respond-within", float, "seconds that a request waits for its extraction before it is answered 202"),
         ("extraction-timeout", float, "seconds that an extraction may take"),
         ("extraction-memory", int, "bytes of memory that the extraction may take; 0: no limit"),
     ):
@@ -71,6 +72,7 @@ def _run_server(args: argparse.Namespace) -> int:
         hub=not args.no_hub,
         quota=args.quota,
         rate=args.rate,
+        respond_within=args.respond_within,
         extraction_timeout=args.extraction_timeout,
         extraction_memory=args.extraction_memory,
         worker_command=tuple(args.worker_command),

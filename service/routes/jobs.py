@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -31,22 +32,34 @@ Key = Annotated[str, Header(max_length=255, pattern=r"^[\x21-\x7e]*$")]
 
 
 @router.post(
-    "/jobs", status_code=201, openapi_extra=_BODY, responses=documented(401, 403, 409, 413, 422, 429, 503, 507)
+    "/jobs",
+    status_code=201,
+    openapi_extra=_BODY,
+    responses=documented(401, 403, 409, 413, 422, 429, 503, 507)
+    | {202: {"description": "The extraction goes on; the job is `extracting` and queues itself"}},
 )
-async def create(request: Request, who: Writer, idempotency_key: Key = "") -> JSONResponse:
+async def create(
+    request: Request, who: Writer, idempotency_key: Key = "", prefer: Annotated[str, Header(max_length=255)] = ""
+) -> JSONResponse:
     """Check the spec, cut the student out of its teacher, and queue its distillation.
 
-    With an `Idempotency-Key`, a request that is sent twice makes one job.
+    With `Prefer: respond-async` (or `wait=SECONDS`), and when the extraction takes too long, the answer is 202: the job
+    is `extracting`, and queues itself. With an `Idempotency-Key`, a request that is sent twice makes one job.
     """
     here = who.here
     if here.draining:
         raise Problem(503, "shutting_down", "The server is going down.", headers={"Retry-After": "30"})
     asked = admission.parse(await read_body(request, here.settings.max_body))
-    job, new = await run_in_threadpool(here.admission.admit, asked, tenant=who.tenant, key=idempotency_key or None)
+    patience, applied = _patience(prefer, here.settings.respond_within)
+    job, new = await run_in_threadpool(
+        here.admission.admit, asked, tenant=who.tenant, key=idempotency_key or None, patience=patience
+    )
     here.wake()
     content = await run_in_threadpool(job_json, here, job, prefix(request))
+    behind = job.status == "extracting"
     headers = {"Location": content["links"]["self"]} | ({} if new else {"Idempotent-Replayed": "true"})
-    return JSONResponse(content, 201, headers=headers)
+    headers |= {"Preference-Applied": applied} if behind and applied else {}
+    return JSONResponse(content, 202 if behind else 201, headers=headers)
 
 
 @router.post("/plan", openapi_extra=_BODY, responses=documented(401, 403, 413, 422, 503))
@@ -141,8 +154,18 @@ def checkpoints(job_id: str, who: Reader) -> dict[str, Any]:
     return {"data": [{**one, "validation_loss": losses.get(one["step"])} for one in found.values()]}
 
 
+def _patience(prefer: str, most: float) -> tuple[float, str]:
+    """How many seconds to wait for an extraction, and the preference that says so [RFC 7240 §4.1, §4.3]."""
+    named = dict(one.strip().lower().partition("=")[::2] for one in re.split("[,;]", prefer))
+    wait = named.get("wait", "").strip('"')
+    if re.fullmatch("[0-9]{1,6}", wait):
+        return min(float(wait), most), f"wait={wait}"
+    return (0.0, "respond-async") if "respond-async" in named else (most, "")
+
+
 def _ask(who: Caller, job_id: str, wish: Wish, request: Request) -> dict[str, Any]:
-    job = who.here.store.ask(who.job(job_id).id, wish)
+    found = who.job(job_id)
+    job = who.here.store.ask(found.id, wish, extracted=who.here.run(found).plan.exists())
     if job is None:
         raise Problem(409, "not_now", f"A job that is {who.job(job_id).status} cannot be asked to {wish}.")
     who.here.wake()

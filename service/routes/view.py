@@ -49,7 +49,7 @@ def job_json(here: Context, job: Job, base: str, *, brief: bool = False) -> dict
         "worker": job.worker or None,
         "together_with": _leader(job),
         "cluster": _cluster(run) if job.status == "running" else None,
-        "progress": tail.progress(run.events),
+        "progress": tail.extraction(run.events) if job.status == "extracting" else tail.progress(run.events),
         "error": {"code": job.error_code, "message": job.error_message} if job.error_code else None,
         "log_tail": tail.last_lines(run.log, LOG_LINES) if job.status in ENDED and not brief else [],
         "result": None if result is None else _result(result, url),

@@ -15,7 +15,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     made = Server(tmp_path)
     yield made
     if made.process is not None and made.process.poll() is None:
-        for job in made.client.list(status=["queued", "running", "paused"]):
+        for job in made.client.list(status=["extracting", "queued", "running", "paused"]):
             made.client.cancel(job["id"])
         made.end()
     made.client.close()

@@ -27,12 +27,11 @@ def test_the_real_worker_checks_and_extracts(settings):
     extractor = Extractor(settings)
     try:
         extractor.warm()
-        teacher, student = extractor.check(SMALL)
-        assert (teacher.layers, student.layers, student.hidden) == (6, 3, 192)
         with pytest.raises(Problem) as refused:
-            extractor.check(SMALL.model_copy(update={"layers": 7}))
+            extractor.plan(SMALL.model_copy(update={"layers": 7}))
         assert (refused.value.status, refused.value.errors[0]["field"]) == (422, "layers")
         costs = extractor.plan(SMALL.model_copy(update={"steps": 10}))
+        assert (costs["teacher"]["layers"], costs["student"]["layers"], costs["student"]["hidden"]) == (6, 3, 192)
         assert costs["flops"] == 10 * costs["step_flops"] > 0
         assert costs["compression"] == costs["teacher_parameters"] / costs["parameters"]
         run = rundir.RunDir(settings.incoming / "job")
@@ -61,4 +60,4 @@ def test_the_real_worker_checks_and_extracts(settings):
     finally:
         extractor.close()
     with pytest.raises(Problem):
-        extractor.check(SMALL)
+        extractor.plan(SMALL)

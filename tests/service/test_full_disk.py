@@ -47,7 +47,7 @@ def test_a_full_disk_refuses_new_jobs_and_loses_no_old_ones(small_disk: Path, se
         server.client.create(SMALL)
     assert (refused.value.status, refused.value.problem["code"]) == (507, "disk_full")
     assert [job["id"] for job in server.client.list()] == [job["id"] for job in before]
-    assert list((small_disk / "data" / "incoming").iterdir()) == []
+    assert [path.name for path in (small_disk / "data" / "jobs").iterdir()] == [running["id"]]
     (server.cache / "go").touch()  # the trainer goes on and finds no room for its step
     failed = until(server, running, "status", status="failed")
     assert failed["status"] == "failed"

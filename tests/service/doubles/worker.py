@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import queue
 import sys
+import threading
+import time
 from pathlib import Path
 
 from etd_ds.contract import errors, rundir, shape, spec, teachers
@@ -16,20 +19,22 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     cache: Path = parser.parse_args().cache
     say({"ready": True, "pid": os.getpid()})
-    for line in sys.stdin:
-        asked = json.loads(line)
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=listen, args=(lines,), daemon=True).start()
+    while True:
+        asked = json.loads(lines.get())
         how = (cache / "worker").read_text() if (cache / "worker").exists() else ""
         if how == f"die on {asked['verb']}":
             os._exit(9)
         if how == f"eat on {asked['verb']}":
             hoard = b"x" * (300 << 20)
-            sys.stdin.read(len(hoard))
-            return
+            threading.Event().wait(len(hoard))
         if how == f"hang on {asked['verb']}":
             (cache / "hangs").touch()
-            sys.stdin.read()
-            return
+            threading.Event().wait()
         say({"id": asked["id"], "progress": {"stage": "score", "done": 1, "total": 2}})
+        while how == f"wait on {asked['verb']}" and not (cache / "cut").exists():
+            time.sleep(0.01)
         try:
             if asked["verb"] == "revision":
                 answer = revision(rundir.RunDir(Path(asked["run"])), asked["step"])
@@ -42,6 +47,12 @@ def main() -> None:
             say({"id": asked["id"], "error": error.as_dict()})
         except OSError:
             say({"id": asked["id"], "error": {"code": "disk_full", "message": "the disk is full"}})
+
+
+def listen(lines: queue.SimpleQueue[str]) -> None:
+    for line in sys.stdin:
+        lines.put(line)
+    os._exit(0)
 
 
 def say(message: dict[str, object]) -> None:
