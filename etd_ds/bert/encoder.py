@@ -1,6 +1,7 @@
 """A lean forward pass over the modules of a stock `BertModel`: packed tokens, and only the activations asked for.
 
-The modules are called, not copied, so ZeRO-3's hooks gather their parameters, and what is trained is what is saved.
+Their parameters are used, not copied, so what is trained is what is saved; where ZeRO-3 holds them, the modules
+themselves are called, whose hooks gather them.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.activations import GELUActivation
 from transformers.models.bert.modeling_bert import BertLayer, BertModel
 
+from etd_ds.kernels.linear import feed_forward, linear, rows
 from etd_ds.losses import Segments, Taps, Wanted
 
 
@@ -47,9 +50,12 @@ def encode(bert: BertModel, packed: Packed, wanted: Wanted, *, dropout: float = 
         + embeddings.position_embeddings(packed.positions_T)
     )
     x_TH = _drop(embeddings.LayerNorm(x_TH), dropout)
+    T = len(x_TH)
     if 0 in wanted.hidden:
         taps.hidden[0] = x_TH
     attention = _Attention(packed.segments, x_TH)
+    if x_TH.device.type == "cpu":
+        x_TH = _padded(x_TH, rows(T))
     for number, layer in enumerate(cast("list[BertLayer]", bert.encoder.layer), 1):
         last = number > wanted.last_hidden
         if last and number not in wanted.scores | wanted.values:
@@ -58,7 +64,7 @@ def encode(bert: BertModel, packed: Packed, wanted: Wanted, *, dropout: float = 
         if last:
             break
         if number in wanted.hidden:
-            taps.hidden[number] = x_TH
+            taps.hidden[number] = x_TH[:T]
     return taps
 
 
@@ -77,9 +83,8 @@ def _layer(
     projections = layer.attention.self
     size = projections.attention_head_size
 
-    def project(linear: torch.nn.Linear) -> Tensor:
-        y_TND: Tensor = linear(x_TH).view(len(x_TH), -1, size)
-        return y_TND
+    def project(module: torch.nn.Linear) -> Tensor:
+        return linear(module, x_TH).view(len(x_TH), -1, size)[: attention.tokens]
 
     if not last or number in wanted.scores:
         q_TND, k_TND = project(projections.query), project(projections.key)
@@ -91,12 +96,21 @@ def _layer(
         taps.value[number] = v_TND
     if last:
         return x_TH
-    context_TH = attention(q_TND, k_TND, v_TND).reshape(len(x_TH), -1)
+    context_TH = attention(q_TND, k_TND, v_TND).flatten(1)
+    context_TH = _padded(context_TH, len(x_TH))
     output = layer.attention.output
-    x_TH = output.LayerNorm(_drop(output.dense(context_TH), dropout) + x_TH)
-    inner_TF = layer.intermediate.intermediate_act_fn(layer.intermediate.dense(x_TH))
-    y_TH: Tensor = layer.output.LayerNorm(_drop(layer.output.dense(inner_TF), dropout) + x_TH)
-    return y_TH
+    x_TH = output.LayerNorm(_drop(linear(output.dense, context_TH), dropout) + x_TH)
+    inner = layer.intermediate
+    if isinstance(inner.intermediate_act_fn, GELUActivation):
+        y_TH = feed_forward(inner.dense, layer.output.dense, x_TH)
+    else:
+        y_TH = linear(layer.output.dense, inner.intermediate_act_fn(linear(inner.dense, x_TH)))
+    result_TH: Tensor = layer.output.LayerNorm(_drop(y_TH, dropout) + x_TH)
+    return result_TH
+
+
+def _padded(x_TH: Tensor, rows: int) -> Tensor:
+    return x_TH if len(x_TH) == rows else F.pad(x_TH, (0, 0, 0, rows - len(x_TH)))
 
 
 def _drop(x: Tensor, probability: float) -> Tensor:
@@ -107,7 +121,7 @@ class _Attention:
     """Softmax attention within each segment, on (T, N, D); made once per forward pass."""
 
     def __init__(self, segments: Segments, x: Tensor) -> None:
-        self.segments = segments
+        self.segments, self.tokens = segments, len(x)
         # flash attention over segments of any length exists for half precision, and for head sizes that 8 divides
         self.varlen: dict[str, Any] | None = None
         if x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and segments.keys == segments.lengths:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from etd_ds.losses.packing import Run, Segments, accumulator
 
-# Elements of one block: bounds memory, whatever the batch; on a GPU larger, since each block is a few launches.
-BLOCK = {"cpu": 1 << 21, "cuda": 1 << 26}
+# Elements of one block: bounds memory, whatever the batch. On a CPU it stays in the cache; on a GPU it is larger, since
+# each block is a few launches.
+BLOCK = {"cpu": 1 << 18, "cuda": 1 << 26}
 # From so many runs of unequal segments on, all are padded into one: on a GPU launches cost more than the padding.
 RUNS_TO_PAD = {"cpu": 1 << 62, "cuda": 8}
 

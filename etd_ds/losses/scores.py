@@ -10,7 +10,7 @@ from etd_ds.losses.forming import Heads
 from etd_ds.losses.packing import Segments
 
 # Below this many keys the n × n difference costs less than the d × d Gram matrices.
-GRAM_FROM = 128
+GRAM_FROM = 256
 
 
 def score_mse_sum(q_s_TND: Tensor, k_s_TND: Tensor, q_t_TNE: Tensor, k_t_TNE: Tensor, segments: Segments) -> Tensor:

@@ -7,7 +7,7 @@ from transformers import BertConfig, BertModel
 from etd_ds.bert import encoder
 from etd_ds.losses import Segments, Wanted
 
-LENGTHS = (7, 7, 3, 12, 1)
+LENGTHS = (7, 7, 3, 12, 7, 1)
 WIDTH = 12
 ALL = Wanted(scores=frozenset({1, 2, 3}), values=frozenset({1, 3}), hidden=frozenset({0, 1, 2, 3}))
 
