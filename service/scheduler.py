@@ -8,7 +8,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -106,7 +107,8 @@ class Scheduler:
         draining = self._draining.is_set()
         trainers = self._queue.lease(settings.worker, self._owner, settings.lease, draining=draining)
         for trainer in trainers:
-            self._reconcile(executor, trainer, since)
+            with self._bearing(trainer):
+                self._reconcile(executor, trainer, since)
         while not self._draining.is_set():
             since = time.time()
             new = self._queue.claim(settings.worker, self._owner, settings.lease, together=settings.together)
@@ -114,20 +116,30 @@ class Scheduler:
                 break
             for job in new.jobs:
                 log.info("%s starts, attempt %s", job.id, job.attempt, extra={"job": job.id})
-            self._start(executor, new, since)
+            with self._bearing(new):
+                self._start(executor, new, since)
         if self._handing_back.is_set() and not trainers and self._queue.leave(settings.worker):
             self._over.set()
 
     def _start(self, executor: Executor, trainer: Trainer, since: float) -> None:
-        """Start it, unless the lease of `since` is over. What its own folder makes impossible holds up nobody else."""
-        if time.time() - since > self._settings.lease:
-            return
-        try:
+        """Start it, unless the lease of `since` is over: another scheduler may have it by now."""
+        if time.time() - since <= self._settings.lease:
             ids = [job.id for job in trainer.jobs]
             executor.start(ids, trainer.attempt, self._queue.held(trainer.id), trainer.jobs[0].priority)
-        except (FileNotFoundError, errors.EtdError) as error:
-            log.exception("%s cannot be started", trainer.id, extra={"job": trainer.id})
-            self._settle(trainer, [status.Seen(refused=True, words=str(error))] * len(trainer.jobs))
+
+    @contextmanager
+    def _bearing(self, trainer: Trainer) -> Iterator[None]:
+        """One trainer's trouble holds up no other; one whose run folders are gone or damaged has failed."""
+        try:
+            yield
+        except (OSError, errors.EtdError) as error:
+            if is_full(error):
+                raise
+            log.exception("%s cannot be looked after", trainer.id, extra={"job": trainer.id})
+            gone = not all((self._settings.runs / job.id).is_dir() for job in trainer.jobs)
+            if gone or isinstance(error, errors.EtdError):
+                words = "Its run folder is gone." if gone else str(error)
+                self._settle(trainer, [status.Seen(refused=True, words=words)] * len(trainer.jobs))
 
     def _reconcile(self, executor: Executor, trainer: Trainer, since: float) -> None:
         """Have the executor do what is asked, and write down an end. `since`: when the lease was renewed."""

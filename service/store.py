@@ -158,8 +158,8 @@ class Store:
                 return None
             change: dict[str, Any] = {}
             if job.status == "running":
-                if wish != "resume" and job.wish != "cancel":  # a cancel is not taken back
-                    change["wish"] = wish
+                if job.wish != "cancel":  # which is not taken back; a pause is
+                    change["wish"] = "" if wish == "resume" else wish
             else:
                 verdict = statuses.decide(job.status, wish, statuses.Seen(), extracted=extracted)
                 change = becomes(job, verdict.status)

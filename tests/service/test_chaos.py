@@ -1,4 +1,4 @@
-"""Servers, supervisors and trainers are killed at random: no job is lost, none runs twice at once, every one ends.
+"""Servers, workers, supervisors and trainers are killed at random: no job is lost, none runs twice at once, all end.
 
 The suite kills a few; `CHAOS_KILLS=200 CHAOS_SEED=1 pytest -s tests/service/test_chaos.py` kills more.
 """
@@ -18,6 +18,7 @@ import httpx
 import postgres
 import pytest
 from server_process import DOUBLES, Server
+from worker_process import Worker
 
 from service.client import Client, ServiceError
 
@@ -26,13 +27,13 @@ JOBS, SERVER_KILLS = max(12, 60 * KILLS // 200), max(2, 6 * KILLS // 200)
 
 
 @pytest.fixture
-def database(request: pytest.FixtureRequest) -> Iterator[list[str]]:
-    """Flags of a server for this database: SQLite in its folder, or a PostgreSQL of our own on loopback."""
+def database(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a PostgreSQL of our own on loopback; empty for SQLite in the server's folder."""
     if request.param == "sqlite":
-        yield []
+        yield ""
         return
     with postgres.running() as url:
-        yield ["--database", url]
+        yield url
 
 
 def victims(folder: Path) -> list[int]:
@@ -56,19 +57,24 @@ def create(servers: list[Server], number: int) -> str:
         server = servers[(number + attempt) % len(servers)]
         try:
             with Client(server.url, timeout=20) as client:
-                spec = {"layers": 3, "hidden": 192, "seed": number}
+                spec = {"layers": 3, "hidden": 192, "seed": number // 4}
                 return str(client.create(spec, idempotency_key=f"job-{number}")["id"])
         except (httpx.TransportError, ServiceError):
             threading.Event().wait(0.1)
     raise AssertionError("no server took the job")
 
 
-def kill(servers: list[Server], dice: random.Random) -> int:
-    """Kill `KILLS` processes, now and then a server, which is started again; how many of them were servers."""
+def kill(servers: list[Server], workers: list[Worker], dice: random.Random) -> int:
+    """Kill `KILLS` processes, now and then a server or a worker's whole machine, which are started again.
+
+    How many of those there were.
+    """
     kills = server_kills = 0
     while kills < KILLS:
         if kills >= (server_kills + 1) * KILLS // (SERVER_KILLS + 1):
-            victim = dice.choice(servers)
+            victim = dice.choice([*servers, *workers])
+            if isinstance(victim, Worker) and dice.random() < 0.5:
+                kills += len(victim.signal_all(signal.SIGKILL)) - 1
             victim.end(signal.SIGKILL)
             victim.start()
             server_kills += 1
@@ -84,20 +90,32 @@ def kill(servers: list[Server], dice: random.Random) -> int:
     return server_kills
 
 
+NEEDS_POSTGRES = pytest.mark.skipif(postgres.missing(), reason="no PostgreSQL here: apt-get install postgresql")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "database",
-    ["sqlite", pytest.param("postgres", marks=pytest.mark.skipif(postgres.missing(), reason="no PostgreSQL here"))],
-    indirect=True,
+    ("database", "names"),
+    [
+        ("sqlite", ()),
+        pytest.param("postgres", (), marks=NEEDS_POSTGRES),
+        pytest.param("postgres", ("a", "b"), marks=NEEDS_POSTGRES),
+    ],
+    ids=["sqlite", "postgres", "workers"],
+    indirect=["database"],
 )
-def test_nothing_is_lost_and_nothing_runs_twice(tmp_path: Path, database: list[str]) -> None:
+def test_nothing_is_lost_and_nothing_runs_twice(tmp_path: Path, database: str, names: tuple[str, ...]) -> None:
+    """Two servers that run jobs themselves; or two that do not and two workers, with jobs that are trained together."""
     seed = int(os.environ.get("CHAOS_SEED", random.SystemRandom().randrange(10**6)))
     print(f"CHAOS_SEED={seed}")
     dice = random.Random(seed)
     trainer = shlex.join((sys.executable, "-S", str(DOUBLES / "chaos_trainer.py")))
-    options = ("--slots", "6", "--max-retries", "1000", "--retry-killed", "--backoff", "0", "--tick", "0.2",
-               "--lease", "2", "--trainer-command", trainer, *database)  # fmt: skip
-    servers = [Server(tmp_path, options).start(), Server(tmp_path, options).start()]
+    options = ("--slots", "3" if names else "6", "--max-retries", "1000", "--retry-killed", "--backoff", "0",
+               "--tick", "0.2", "--lease", "2", "--trainer-command", trainer)  # fmt: skip
+    serving = (*options, *(("--database", database) if database else ()), *(("--no-executor",) if names else ()))
+    servers = [Server(tmp_path, serving).start(), Server(tmp_path, serving).start()]
+    working = (*options, "--together", "3", "--lost-after", "4")
+    workers = [Worker(servers[0], database, name, working).start() for name in names]
     ids: list[str] = []
     enough = threading.Event()
 
@@ -108,7 +126,7 @@ def test_nothing_is_lost_and_nothing_runs_twice(tmp_path: Path, database: list[s
     submitting = threading.Thread(target=submit, daemon=True)
     submitting.start()
     try:
-        server_kills = kill(servers, dice)
+        server_kills = kill(servers, workers, dice)
         enough.set()
         submitting.join()
         with Client(servers[0].url) as client:
@@ -116,8 +134,9 @@ def test_nothing_is_lost_and_nothing_runs_twice(tmp_path: Path, database: list[s
             listed = [job["id"] for job in client.list()]
             slots = client._http.get("/healthz").json()["slots"]
     finally:
+        for process in (*workers, *servers):
+            process.end()
         for server in servers:
-            server.end()
             server.client.close()
     data = tmp_path / "data"
     assert {job["status"] for job in ended} == {"succeeded"}
@@ -129,4 +148,9 @@ def test_nothing_is_lost_and_nothing_runs_twice(tmp_path: Path, database: list[s
         assert sorted(set(steps)) == list(range(1, 16))
     assert victims(data) == []
     attempts = sum(job["attempt"] for job in ended)
-    print(f"{KILLS} kills, {server_kills} of servers; {len(ids)} jobs, {attempts} attempts, all succeeded")
+    together = sum(job["together_with"] is not None for job in ended)
+    assert bool(together) == bool(names)
+    print(
+        f"{KILLS} kills, {server_kills} times a server or a worker's machine; {len(ids)} jobs, {attempts} attempts, "
+        f"{together} in another's trainer, all succeeded"
+    )

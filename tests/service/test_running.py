@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 from pathlib import Path
 
@@ -182,3 +183,27 @@ def test_a_lost_trainer_without_tries_left_is_a_failed_job(server):
         os.kill(pid, signal.SIGKILL)
     job = server.client.wait(job["id"])
     assert (job["status"], job["error"]["code"]) == ("failed", "trainer_lost")
+
+
+def test_a_pause_is_taken_back(server):
+    server.start("--grace", "5")
+    job = running(server)
+    os.kill(supervisor(server, job), signal.SIGSTOP)  # so that the pause is still to come
+    assert server.client.pause(job["id"])["asked"] == "pause"
+    assert server.client.resume(job["id"])["asked"] is None
+    os.kill(supervisor(server, job), signal.SIGCONT)
+    server.behave("go", "")
+    assert server.client.wait(job["id"])["status"] == "succeeded"
+
+
+def test_a_job_whose_folder_is_gone_holds_up_no_other(server):
+    server.start("--slots", "1")
+    first = running(server)
+    lost, job = server.client.create(SMALL), server.client.create(SMALL)
+    shutil.rmtree(server.run(lost["id"]))
+    server.behave("go", "")
+    assert server.client.wait(first["id"])["status"] == "succeeded"
+    assert server.client.wait(job["id"])["status"] == "succeeded"
+    failed = server.client.get(lost["id"])
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "refused")
+    assert "run folder is gone" in failed["error"]["message"]

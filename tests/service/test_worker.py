@@ -131,9 +131,9 @@ def test_a_restarted_worker_finds_its_jobs_again(api, workers):
 
 def test_a_worker_that_is_asked_to_go_hands_its_jobs_back(api, workers):
     a, b = workers
-    a.start()
-    job = at_step(api)
-    assert a.end(signal.SIGTERM) == 0
+    a.start("--grace", "0.5", "--max-retries", "0")
+    job = at_step(api, "deaf")
+    assert a.end(signal.SIGTERM) == 0, "it has what does not listen killed, which costs the job no try"
     waiting = api.client.get(job["id"])
     assert (waiting["status"], waiting["queue"]["reason"]) == ("queued", "no worker is there")
     go(api)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import signal
 import subprocess
@@ -19,6 +20,7 @@ class Worker:
     server: Server
     database: str
     name: str
+    options: tuple[str, ...] = ()
     process: subprocess.Popen[str] | None = None
 
     def start(self, *more: str) -> Worker:
@@ -26,7 +28,7 @@ class Worker:
         command = [sys.executable, "-m", "service.cli", "worker", "--cpu", "--name", self.name, "--slots", "1"]
         command += ["--data-dir", str(server.root / "data"), "--cache", str(server.cache), "--database", self.database]
         command += ["--trainer-command", shlex.join((sys.executable, str(DOUBLES / "trainer.py")))]
-        command += ["--backoff", "0.01", "--lost-after", "6", "--lease", "1", "--tick", "0.1", *more]
+        command += ["--backoff", "0.01", "--lost-after", "6", "--lease", "1", "--tick", "0.1", *self.options, *more]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
         said = []
@@ -46,7 +48,8 @@ class Worker:
         """What happens to all of a machine's processes at once; which they are."""
         there = self.everything()
         for one in there:
-            one.send_signal(how)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.send_signal(how)
         return there
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> int:

@@ -1,4 +1,4 @@
-"""A trainer to be killed: continues from its checkpoint, and shouts if another one is in the same folder."""
+"""A trainer to be killed: continues from its checkpoints, and shouts if another one is in one of its folders."""
 
 from __future__ import annotations
 
@@ -20,23 +20,27 @@ def publish(path: Path, value: object) -> None:
 
 
 def main() -> int:
-    run = Path(sys.argv[sys.argv.index("--run") + 1])
-    mine = (run / "training").open("w")
-    try:
-        fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        (run / "twice").touch()
-        return 1
+    at = sys.argv.index("--run") + 1
+    runs = [Path(path) for path in sys.argv[at : sys.argv.index("--cache")]]
+    held = [(run / "training").open("w") for run in runs]
+    for run, mine in zip(runs, held, strict=True):
+        try:
+            fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            (run / "twice").touch()
+            return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(85))
-    checkpoint = run / "checkpoint.json"
-    first = json.loads(checkpoint.read_text()) if checkpoint.exists() else 0
+    checkpoints = [run / "checkpoint.json" for run in runs]
+    first = min(json.loads(one.read_text()) if one.exists() else 0 for one in checkpoints)
     for step in range(first + 1, STEPS + 1):
         time.sleep(STEP_SECONDS)
-        with (run / "steps.txt").open("a") as out:
-            out.write(f"{step}\n")
-        publish(checkpoint, step)
+        for run, checkpoint in zip(runs, checkpoints, strict=True):
+            with (run / "steps.txt").open("a") as out:
+                out.write(f"{step}\n")
+            publish(checkpoint, step)
     result = {"steps": STEPS, "tokens": 1, "seconds": 1.0, "validation_before": None, "validation_after": None}
-    publish(run / "result.json", {**result, "files": {}})
+    for run in runs:
+        publish(run / "result.json", {**result, "files": {}})
     return 0
 
 
