@@ -19,6 +19,7 @@ from service.extraction import Extractor
 from service.problems import Problem, of_error, of_validation
 from service.queue import Queue
 from service.settings import Settings
+from service.storage import GONE, Storage
 from service.store import Job, Store, Taken
 
 
@@ -49,9 +50,12 @@ def parse(body: bytes) -> JobRequest:
 class Admission:
     """The one way in. `admit` is called from many threads; the extractor takes them one at a time."""
 
-    def __init__(self, settings: Settings, store: Store, queue: Queue, extractor: Extractor, backlog: Backlog) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, storage: Storage, queue: Queue, extractor: Extractor, backlog: Backlog
+    ) -> None:
         self._settings = settings
         self._store = store
+        self._storage = storage
         self._queue = queue
         self._extractor = extractor
         self._backlog = backlog
@@ -91,9 +95,9 @@ class Admission:
         """Forget an ended or paused job and its files; False if it is neither. What is left is swept up later."""
         if not self._store.delete(job.id):
             return False
-        aside = self._settings.incoming / f"gone-{job.id}"
+        aside = self._settings.incoming / f"{GONE}{job.id}"
         (self._settings.runs / job.id).rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
+        self._storage.remove(aside)
         return True
 
     def _make(self, request: JobRequest, tenant: str, key: str | None, content: str, patience: float) -> Job:

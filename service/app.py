@@ -28,11 +28,13 @@ from service.keys import Keys
 from service.limits import Limiter
 from service.metrics import Latencies, LatencyMiddleware
 from service.presence import Presence
+from service.publisher import Publisher
 from service.queue import Queue
 from service.routes import access, downloads, health, hub, jobs, watch
 from service.routes.context import Context
 from service.scheduler import Scheduler, sweep
 from service.settings import Settings
+from service.storage import Bucket, Folder, Storage
 from service.store import Store
 
 log = logging.getLogger("etd_jobs")
@@ -40,6 +42,8 @@ log = logging.getLogger("etd_jobs")
 
 def create_app(settings: Settings) -> FastAPI:
     """The application of one server. Its folders, threads and worker begin with its lifespan."""
+    bucket = Bucket(settings.artifacts, expires=settings.redirect) if settings.artifacts else None
+    storage: Storage = bucket or Folder()
     settings.prepare()
     database = Database(settings.database_url)
     database.create()
@@ -47,6 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
     extractor, latencies = Extractor(settings), Latencies()
     jobs_queue = Queue(database)
     scheduler = Scheduler(settings, jobs_queue, _executor(settings))
+    publisher = Publisher(settings, store, bucket) if bucket else None
     extractions = Extractions(database, store)
     backlog = Backlog(settings, store, extractions, extractor, scheduler.wake)
 
@@ -55,13 +60,17 @@ def create_app(settings: Settings) -> FastAPI:
         extractor.warm()
         here = [Presence(settings.data_dir / "server.lock"), Presence(settings.worker_lock)]
         if here[0].alone:
-            sweep(settings, store)
+            sweep(settings, store, storage)
             extractions.release()
         scheduler.start(alone=here[1].alone)
         backlog.start()
         for presence in here:
             presence.settle()
+        if publisher is not None:
+            publisher.start()
         yield
+        if publisher is not None:
+            publisher.close()
         scheduler.drain()
         backlog.close()
         extractor.close()
@@ -74,12 +83,14 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.context = Context(
         settings=settings,
         store=store,
+        storage=storage,
+        news=publisher.again if publisher else lambda _: None,
         queue=jobs_queue,
         keys=keys,
         limiter=Limiter(settings.rate),
         latencies=latencies,
         extractor=extractor,
-        admission=Admission(settings, store, jobs_queue, extractor, backlog),
+        admission=Admission(settings, store, storage, jobs_queue, extractor, backlog),
         wake=scheduler.wake,
         scheduler_seen=lambda: scheduler.last_round,
         version=__version__,

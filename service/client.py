@@ -194,7 +194,9 @@ class Client:
             headers = {"Range": f"bytes={have}-", "If-Range": f'"{digest.sha256}"'} if have else {}
             with (
                 contextlib.suppress(httpx.TransportError),
-                self._http.stream("GET", f"/v1/jobs/{job_id}/student/{target.name}", headers=headers) as response,
+                self._http.stream(
+                    "GET", f"/v1/jobs/{job_id}/student/{target.name}", headers=headers, follow_redirects=True
+                ) as response,
             ):
                 if response.is_error:
                     response.read()

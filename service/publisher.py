@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from etd_ds.contract import rundir
 from service.settings import Settings
-from service.status import ENDED
+from service.status import ENDED, STATUSES
 from service.storage import Away, Bucket
 from service.store import Store
 
@@ -71,9 +71,10 @@ class Publisher:
 
     def round(self) -> None:
         """One look at everything that may have news."""
-        for gone in self._settings.incoming.glob("gone-*"):
+        for gone in self._settings.incoming.iterdir():
             self._bucket.remove(gone)
-        active = {job.id for job in self._store.page(status=("queued", "running", "paused"), limit=1000)}
+        going = [status for status in STATUSES if status not in ENDED]
+        active = {job.id for job in self._store.page(status=going, limit=1000)}
         self._done -= active
         for job_id in sorted(self._store.ids() - self._done):
             if self._over.is_set():

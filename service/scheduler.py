@@ -19,6 +19,7 @@ from service.executors import Executor
 from service.queue import Outcome, Queue, Trainer
 from service.reserve import Reserve, is_full
 from service.settings import Settings
+from service.storage import Storage
 from service.store import Job, Store
 
 log = logging.getLogger("etd_jobs")
@@ -209,13 +210,15 @@ class Scheduler:
         return verdict, " ".join(filter(None, (status.MESSAGES[verdict.code], words)))
 
 
-def sweep(settings: Settings, store: Store) -> None:
+def sweep(settings: Settings, store: Store, storage: Storage) -> None:
     """Remove run folders that no job has: of a server that died before it wrote the job down.
 
     Only for whoever has the data folder for itself: another server may be extracting.
     """
     known = store.ids()
-    left = [*settings.incoming.iterdir(), *(folder for folder in settings.runs.iterdir() if folder.name not in known)]
-    for folder in left:
-        log.warning("removing %s, which no job has", folder.name)
-        shutil.rmtree(folder, ignore_errors=True)
+    for folder in settings.incoming.iterdir():
+        storage.remove(folder)
+    for folder in settings.runs.iterdir():
+        if folder.name not in known:
+            log.warning("removing %s, which no job has", folder.name)
+            shutil.rmtree(folder, ignore_errors=True)

@@ -107,6 +107,11 @@ class Settings:
     max_body: int = 64 * 1024
     """Size of a request's body."""
 
+    artifacts: str = ""
+    """`s3://BUCKET/PREFIX`, to which students and checkpoints are published; empty: the data folder is all there is."""
+    redirect: int = 0
+    """For how long addresses of the bucket are valid that clients are sent to; 0: files are sent from here."""
+
     worker_command: tuple[str, ...] = ()
     """Stands in for the extraction worker (`python -m etd_ds.worker`)."""
     trainer_command: tuple[str, ...] = ()
@@ -162,4 +167,4 @@ def cuda_devices() -> int:
 
 def inherited() -> dict[str, str]:
     """The environment that child processes get: ours, without what only the server needs to know."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("ETD_JOBS_")}
+    return {name: value for name, value in os.environ.items() if not name.startswith(("ETD_JOBS_", "AWS_"))}

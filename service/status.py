@@ -113,7 +113,7 @@ NO_FAULT = frozenset(("stopped", "apart"))
 
 MESSAGES = {
     "refused": "It cannot be run as asked.",
-    "trainer_lost": "The trainer vanished without a trace, or lost touch with its other machines; see the last log lines.",
+    "trainer_lost": "The trainer vanished, or its machines lost touch with each other; see the last log lines.",
     "trainer_killed": "The trainer was killed from outside, often for want of memory; see the last log lines.",
     "trainer_crashed": "The trainer failed; see the last log lines.",
     "bad_input": "The trainer refused the job; see the last log lines.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,10 +16,16 @@ from etd_ds.contract import errors, rundir
 from service import revisions
 from service.artifacts import Piece
 
+log = logging.getLogger("etd_jobs")
+
 RECORD = "published.json"
 """In a run folder: the `Publication` that the bucket holds of it. A copy of the bucket's `manifest.json`."""
 
+GONE = "gone-"
+"""Before a job's id: its folder after it was deleted, until everything is removed."""
+
 _CHUNK = 8 << 20
+_WEEK = 604_800
 _DIGESTS = "digests.json"
 """In a checkpoint's folder: size and sha256 of its files, as the trainer wrote them."""
 _LISTED = TypeAdapter(dict[str, rundir.FileDigest])
@@ -46,7 +53,7 @@ class Storage(Protocol):
         """Where a client may fetch the file itself for a while; none: it is to be sent."""
 
     def remove(self, folder: Path) -> None:
-        """Remove a run folder that no job has any more and all that is kept of it. Raises `Away`; ask again then."""
+        """Remove a run folder that was deleted, and all that is kept of it. What cannot be removed now stays there."""
 
 
 class Folder:
@@ -76,6 +83,9 @@ class Bucket:
         if parts.scheme != "s3" or not parts.netloc or parts.username or parts.query or parts.fragment:
             wanted = "s3://BUCKET or s3://BUCKET/PREFIX"
             raise errors.EtdError(f"--artifacts: wanted {wanted}, got {parts.scheme or 'no'}://…", wanted=wanted)
+        if not 0 <= expires <= _WEEK:
+            wanted = f"0 to {_WEEK} seconds, which is as long as S3 allows"
+            raise errors.EtdError(f"--redirect: wanted {wanted}, got {expires}", wanted=wanted, got=expires)
         try:
             import s3fs
         except ImportError:
@@ -118,10 +128,13 @@ class Bucket:
         return url
 
     def remove(self, folder: Path) -> None:
-        job_id = folder.name.removeprefix("gone-")
-        with _reaching():
-            self._forget(self._keys(job_id))
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            with _reaching():
+                self._forget(self._keys(folder.name.removeprefix(GONE)))
+        except Away as away:
+            log.warning("%s cannot be removed from the bucket now: %s", folder.name, away)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
 
     # ---- for the publisher
 

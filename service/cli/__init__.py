@@ -9,7 +9,7 @@ import httpx
 
 from etd_ds import __version__
 from etd_ds.contract import errors
-from service.cli import asking, kubernetes, serving
+from service.cli import asking, kubernetes, restoring, serving, working
 from service.client import ServiceError
 
 
@@ -19,8 +19,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"etd-jobs {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serving.configure(commands)
+    working.configure(commands)
     asking.configure(commands)
     kubernetes.configure(commands)
+    restoring.configure(commands)
     args = parser.parse_args(argv)
     try:
         code: int = args.run(args)

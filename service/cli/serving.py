@@ -37,6 +37,12 @@ def _serve(commands: Any) -> None:
                         help="let requests use a local teacher under this name; may be repeated")  # fmt: skip
     parser.add_argument("--corpus", action="append", default=[], metavar="NAME=PATH",
                         help="let requests use local text under this name; may be repeated")  # fmt: skip
+    parser.add_argument("--artifacts", default=environment("ARTIFACTS"), metavar="s3://BUCKET/PREFIX",
+                        help="publish students and checkpoints there (default: $ETD_JOBS_ARTIFACTS, or nowhere); "
+                             "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, … say where and who as for any client")  # fmt: skip
+    parser.add_argument("--redirect", type=int, default=0, metavar="SECONDS",
+                        help="send clients that fetch one file to the bucket, by an address that is valid so long "
+                             "(default: 0, files are sent from here)")  # fmt: skip
     parser.add_argument("--no-hub", action="store_true", help="refuse teachers and corpora of a model hub")
     for name, kind, text in (
         ("quota", int, "jobs that a tenant may have queued, running or paused; 0: no limit"),
@@ -70,6 +76,8 @@ def _run_server(args: argparse.Namespace) -> int:
         teachers={name: Path(path) for name, path in _aliases("--teacher", args.teacher, folder=True)},
         corpora=dict(_aliases("--corpus", args.corpus, folder=False)),
         hub=not args.no_hub,
+        artifacts=args.artifacts,
+        redirect=args.redirect,
         quota=args.quota,
         rate=args.rate,
         respond_within=args.respond_within,

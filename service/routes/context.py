@@ -18,6 +18,7 @@ from service.metrics import Latencies
 from service.problems import Problem
 from service.queue import Queue
 from service.settings import Settings
+from service.storage import Storage
 from service.store import Job, Store
 
 
@@ -27,6 +28,7 @@ class Context:
 
     settings: Settings
     store: Store
+    storage: Storage
     queue: Queue
     keys: Keys
     limiter: Limiter
@@ -37,6 +39,8 @@ class Context:
     """Makes the scheduler look at once."""
     scheduler_seen: Callable[[], float]
     """When the scheduler last worked."""
+    news: Callable[[str], None]
+    """Says that a job may have something new to publish."""
     draining: bool = False
     """Set when the server is asked to go; open streams then end."""
     version: str = ""
@@ -80,4 +84,5 @@ def published(here: Context, run: rundir.RunDir, name: str) -> revisions.Revisio
     if step is None:
         return None
     here.extractor.revision(run, step)
+    here.news(run.root.name)
     return revisions.of_run(run)[f"step-{step}"]

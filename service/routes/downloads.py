@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import RedirectResponse, Response, StreamingResponse
 
 from service import artifacts, revisions
 from service.problems import Problem, documented
 from service.routes.access import Caller, Downloader
-from service.routes.context import published
+from service.routes.context import Context, published
 
 Name = Annotated[str, Query(max_length=64)]
 """`main`, `init`, or `step-N` of a kept checkpoint."""
@@ -21,6 +22,7 @@ router = APIRouter(tags=["downloads"])
 
 _ANSWERS = documented(401, 403, 404, 409, 416, 503) | {
     206: {"description": "A range"},
+    302: {"description": "Elsewhere, for a while"},
     304: {"description": "Not modified"},
 }
 
@@ -30,7 +32,7 @@ _ANSWERS = documented(401, 403, 404, 409, 416, 503) | {
 def student_tar(job_id: str, request: Request, who: Downloader, revision: Name = revisions.MAIN) -> Response:
     """The student as a tar: the files of a Hugging Face folder, without a folder around them."""
     at = _student(who, job_id, revision)
-    content = artifacts.tar(at.folder, at.files)
+    content = artifacts.tar(at.folder, at.files, who.here.storage.piece)
     named = {"Content-Disposition": f'attachment; filename="student-{job_id}.tar"'}
     return respond(request, content, "application/x-tar", named)
 
@@ -42,11 +44,13 @@ def student_file(
 ) -> Response:
     """One file of the student."""
     at = _student(who, job_id, revision)
-    content = artifacts.file(at.folder, name, at.files)
+    content = artifacts.file(at.folder, name, at.files, who.here.storage.piece)
     if content is None:
         raise Problem(404, "file_not_found", f"The student has no such file; it has {', '.join(sorted(at.files))}.")
     digest = base64.b64encode(bytes.fromhex(content.etag)).decode()
-    return respond(request, content, media_type(name), {"Repr-Digest": f"sha-256=:{digest}:"})
+    more = {"Repr-Digest": f"sha-256=:{digest}:"}
+    sent_on = elsewhere(request, who.here, at.folder / name, content, more)
+    return sent_on or respond(request, content, media_type(name), more)
 
 
 def _student(who: Caller, job_id: str, revision: str) -> revisions.Revision:
@@ -64,6 +68,18 @@ def media_type(name: str) -> str:
     """The media type of a student's file."""
     ends = {".json": "application/json", ".txt": "text/plain; charset=utf-8", ".md": "text/markdown; charset=utf-8"}
     return next((kind for end, kind in ends.items() if name.endswith(end)), "application/octet-stream")
+
+
+def elsewhere(
+    request: Request, here: Context, path: Path, content: artifacts.Content, more: Mapping[str, str]
+) -> Response | None:
+    """A redirection of a GET to where the file is kept, if clients are sent there and do not have it yet."""
+    if request.method != "GET" or artifacts.names_tag(request.headers.get("if-none-match", ""), content.etag):
+        return None
+    address = here.storage.address(path, media_type(path.name))
+    # who may fetch it is asked anew each time, and the address is not for others' eyes
+    private = {"Cache-Control": "private, no-store", "Referrer-Policy": "no-referrer"}
+    return None if address is None else RedirectResponse(address, 302, headers={**more, **private})
 
 
 def respond(request: Request, content: artifacts.Content, kind: str, more: Mapping[str, str]) -> Response:

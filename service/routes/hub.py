@@ -20,7 +20,7 @@ from service.problems import Problem, documented
 from service.revisions import Revision
 from service.routes.access import Caller, identify
 from service.routes.context import Here, published, read_body
-from service.routes.downloads import media_type, respond
+from service.routes.downloads import elsewhere, media_type, respond
 
 OWNER = "students"
 
@@ -84,10 +84,10 @@ def _large(at: Revision, name: str) -> dict[str, Any] | None:
 
 @router.head("/{owner}/{name}/resolve/{revision}/{path:path}", include_in_schema=False)
 @router.get("/{owner}/{name}/resolve/{revision}/{path:path}", response_class=StreamingResponse)
-def resolve(owner: str, name: str, revision: str, path: str, request: Request, who: Who) -> Response:
+def resolve(owner: str, name: str, revision: str, path: str, request: Request, who: Who, here: Here) -> Response:
     """One file of a revision."""
     at = _pick(who, owner, name, revision)
-    content = artifacts.file(at.folder, path, at.files)
+    content = artifacts.file(at.folder, path, at.files, here.storage.piece)
     if content is None:
         raise refuse(404, "EntryNotFound", "Entry not found", **{"X-Repo-Commit": at.commit})
     tag = content.etag if at.is_large(path) else at.object_id(path)
@@ -98,7 +98,9 @@ def resolve(owner: str, name: str, revision: str, path: str, request: Request, w
         "Content-Disposition": f'attachment; filename="{path}"',
         "Cache-Control": "private, max-age=31536000, immutable" if revision == at.commit else "private, no-cache",
     }
-    return respond(request, artifacts.Content(content.pieces, content.sizes, tag), media_type(path), headers)
+    content = artifacts.Content(content.pieces, content.sizes, tag)
+    sent_on = elsewhere(request, here, at.folder / path, content, headers)
+    return sent_on or respond(request, content, media_type(path), headers)
 
 
 @router.get("/api/models/{owner}/{name}")

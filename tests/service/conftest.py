@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from object_store import ObjectStore
 from server_process import Server
 
 
@@ -19,3 +20,11 @@ def server(tmp_path: Path) -> Iterator[Server]:
             made.client.cancel(job["id"])
         made.end()
     made.client.close()
+
+
+@pytest.fixture(scope="session")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """A real S3 server with an empty bucket."""
+    made = ObjectStore(tmp_path_factory.mktemp("s3") / "data").start()
+    yield made
+    made.end()

@@ -20,13 +20,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def there(tmp_path_factory):
-    made = object_store.ObjectStore(tmp_path_factory.mktemp("s3") / "data").start()
-    yield made
-    made.end()
-
-
 @pytest.fixture
 def bucket(there, monkeypatch, request):
     for name, value in there.environment.items():
@@ -156,3 +149,8 @@ def test_an_address_is_a_bucket_and_no_more(where):
     with pytest.raises(errors.EtdError, match="--artifacts: wanted s3://BUCKET") as refused:
         storage.Bucket(where)
     assert "secret" not in str(refused.value)
+
+
+def test_addresses_last_no_longer_than_s3_allows():
+    with pytest.raises(errors.EtdError, match="--redirect: wanted 0 to 604800 seconds"):
+        storage.Bucket("s3://bucket", expires=604_801)
