@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _layers(job: spec.JobSpec, teacher: shape.EncoderShape) -> str:
+    if job.layer_selection == "measured":
+        return "measured when the student is extracted"
     return "none" if job.mode == "none" else ", ".join(map(str, shape.teacher_layers(job, teacher)))
 
 

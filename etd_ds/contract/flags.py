@@ -40,7 +40,7 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
         # `--layer-selection top` is a rule, `--layer-selection 2 4 6` a list
         if name == "layer_selection" and len(value) == 1 and not value[0].isdigit():
             found[name] = value[0]
-        elif value == "none" and name != "mode":
+        elif value == "none" and name not in ("mode", "refit"):  # these have a value of that name
             found[name] = None
     return found
 

@@ -25,6 +25,7 @@ STUDENT_FILES = (
     "README.md",
     "extraction.json",
 )
+PROJECTION = "projection.safetensors"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class RunDir:
     def init(self) -> Path:
         """The extracted student before distillation, a stock Hugging Face folder."""
         return self.root / "init"
+
+    @property
+    def projection(self) -> Path:
+        """The loss's fitted projection, `weight` (d_T, d_S) and `bias`, where the spec's `refit` asks for one."""
+        return self.init / PROJECTION
 
     @property
     def events(self) -> Path:

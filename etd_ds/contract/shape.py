@@ -103,7 +103,10 @@ def student(job: spec.JobSpec, teacher: EncoderShape) -> EncoderShape:
 
 
 def teacher_layers(job: spec.JobSpec, teacher: EncoderShape) -> tuple[int, ...]:
-    """1-based teacher layer of each student layer [ETD §3.2]: uniform is (2·m·N + M) div (2·M)."""
+    """1-based teacher layer of each student layer [ETD §3.2]: uniform is (2·m·N + M) div (2·M).
+
+    None of them for `measured`: only extraction will know.
+    """
     N, M = teacher.layers, job.layers
     match job.layer_selection:
         case "uniform":
@@ -112,6 +115,8 @@ def teacher_layers(job: spec.JobSpec, teacher: EncoderShape) -> tuple[int, ...]:
             return tuple(range(N - M + 1, N + 1))
         case "bottom":
             return tuple(range(1, M + 1))
+        case "measured":
+            return ()
         case chosen:
             assert not isinstance(chosen, str)
             return chosen

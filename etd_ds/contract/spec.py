@@ -17,6 +17,8 @@ Mode = Literal["rand", "impt", "none"]
 Objective = Literal["last_layer", "tinybert", "minilm"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Neuron = Literal["ffn", "head", "hidden"]
+# Each level includes those before it.
+Refit = Literal["none", "projection", "outputs", "norms", "all"]
 
 
 def _no_bool(value: object) -> object:
@@ -67,8 +69,9 @@ class JobSpec(BaseModel):
     """Which neurons are kept: `impt` the most important, `rand` a random draw, `none` no extraction (random init)."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1), BeforeValidator(_no_bool)] = 0
     """Seed of everything random: the draw of `rand`, masking, new weights, data order, dropout."""
-    layer_selection: Literal["uniform", "top", "bottom"] | tuple[Count, ...] = "uniform"
-    """Which teacher layers are kept: a rule, or a list of 1-based teacher layers, ascending."""
+    layer_selection: Literal["uniform", "top", "bottom", "measured"] | tuple[Count, ...] = "uniform"
+    """Which teacher layers are kept: a rule, or a list of 1-based teacher layers, ascending. `measured` (beyond the
+    paper) looks for those whose student, fitted in closed form, has the lowest loss on training text."""
     reverse: tuple[Neuron, ...] = ()
     """Ablation [ETD Table 2]: keep the LEAST important neurons of these kinds."""
     hidden_consistency: bool = True
@@ -79,6 +82,10 @@ class JobSpec(BaseModel):
     """Over what |h · dL/dh| is summed before the absolute value is taken."""
     mlm_head_steps: Count = 200
     """Steps to fit an MLM head on the frozen teacher, when its checkpoint has none; 16 × 128 tokens each."""
+    refit: Refit = "none"
+    """Beyond the paper: what is solved for in closed form after the cut, on training text, each level including those
+    before it: `projection` (the loss's W), `outputs` (attention-out and FFN-out), `norms` (LayerNorms), `all` (queries,
+    keys, values and FFN-in too, each head in its best directions)."""
 
     # ---- what it learns from
     objective: Objective = "last_layer"
@@ -149,6 +156,14 @@ class JobSpec(BaseModel):
             raise _refuse("reverse", "each kind at most once", list(self.reverse))
         if self.mode != "impt" and self.reverse:
             raise _refuse("reverse", "nothing, since only mode 'impt' has scores to reverse", list(self.reverse))
+        if self.layer_selection == "measured" and (self.mode == "none" or not self.hidden_consistency):
+            wanted = "another rule unless the student is cut from the teacher with hidden_consistency"
+            raise _refuse("layer_selection", wanted, "'measured'")
+        if self.refit != "none" and (self.mode == "none" or not self.hidden_consistency):
+            wanted = "'none' unless the student is cut from the teacher with hidden_consistency"
+            raise _refuse("refit", wanted, repr(self.refit))
+        if self.refit == "projection" and self.objective == "minilm":
+            raise _refuse("refit", "another level for objective 'minilm', whose loss has no projection", "'projection'")
         if self.tinybert_compat and self.objective == "minilm":
             raise _refuse("tinybert_compat", "false for objective 'minilm', which has no such variant", True)
         if self.batch_size % self.world_size:

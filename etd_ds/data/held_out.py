@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -44,6 +44,15 @@ def duplicates(shards: Callable[[], Iterable[np.ndarray]]) -> int:
         hashes = [records["hash"][records["hash"] % buckets == bucket] for records in shards()]
         distinct += len(np.unique(np.concatenate(hashes)))
     return total - distinct
+
+
+def trained_on(reference: str) -> Iterator[list[str]]:
+    """Sentences of the documents that no preparation holds out, in file order: those of the upper half of all hashes.
+
+    Held out are the smallest hashes, up to a tenth of the text; only where a few documents are the whole corpus could
+    they reach the upper half. Raises `CorpusError`.
+    """
+    return (document for text_hash, document in raw.documents(reference) if text_hash >= 1 << 63)
 
 
 def sentences(reference: str, count: int) -> list[str]:

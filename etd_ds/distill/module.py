@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertModel
 
 from etd_ds.bert.encoder import Packed, encode
+from etd_ds.extract.closed_form import Affine
+from etd_ds.kernels.linear import linear
 from etd_ds.losses import Objective, Segments, Taps, Totals, Wanted, terms
 
 # Of the projection W [ETD §4.1, TinyBERT's code].
@@ -19,8 +21,16 @@ class Distiller(nn.Module):
     """A student that learns the teacher's activations [ETD Eq. 4]; `projection` is W, dropped on export."""
 
     def __init__(
-        self, student: BertModel, objective: Objective, *, teacher_hidden: int, dropout: float, seed: int
+        self,
+        student: BertModel,
+        objective: Objective,
+        *,
+        teacher_hidden: int,
+        dropout: float,
+        seed: int,
+        fitted: Affine | None = None,
     ) -> None:
+        """`fitted`, W (teacher hidden, student hidden) and b, is where the projection starts instead of a draw."""
         super().__init__()
         self.bert = student
         self.objective = objective
@@ -31,6 +41,8 @@ class Distiller(nn.Module):
             generator = torch.Generator().manual_seed(seed)
             nn.init.normal_(self.projection.weight, std=PROJECTION_STD, generator=generator)
             nn.init.zeros_(self.projection.bias)
+            if fitted is not None:
+                self.projection.load_state_dict({"weight": fitted.weight_GF, "bias": fitted.bias_G})
         self._freeze_unreached()
 
     def forward(self, packed: Packed, teacher: Taps, totals: Totals) -> tuple[Tensor, Tensor]:
@@ -47,8 +59,7 @@ class Distiller(nn.Module):
 
     def _project(self, hidden_TH: Tensor) -> Tensor:
         assert self.projection is not None
-        projected_TH: Tensor = self.projection(hidden_TH)
-        return projected_TH
+        return linear(self.projection, hidden_TH)
 
     def _freeze_unreached(self) -> None:
         """Parameters that the loss cannot reach (MiniLM: all behind the last values) must not be decayed either."""

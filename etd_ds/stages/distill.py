@@ -26,6 +26,7 @@ from etd_ds.engine import checkpoint, config
 from etd_ds.engine.ranks import Ranks, hardware, leave
 from etd_ds.engine.runtime import Engine
 from etd_ds.losses import OBJECTIVES, Objective
+from etd_ds.stages import calibrate
 from etd_ds.stages.export import export
 from etd_ds.stages.seat import Seat
 
@@ -215,7 +216,12 @@ class Trainer:
         layers = student.config.num_hidden_layers, teacher.num_hidden_layers
         objective: Objective = OBJECTIVES[seat.job.objective](*layers)
         return Distiller(
-            student, objective, teacher_hidden=teacher.hidden_size, dropout=seat.job.dropout, seed=seat.job.seed
+            student,
+            objective,
+            teacher_hidden=teacher.hidden_size,
+            dropout=seat.job.dropout,
+            seed=seat.job.seed,
+            fitted=calibrate.read(seat.run),
         )
 
     def _learner(self, number: int, seat: Seat, distiller: Distiller, steps: int, corpus: Corpus) -> Learner:

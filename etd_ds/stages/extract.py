@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from etd_ds.contract import events, rundir, shape, spec
 from etd_ds.data import tokenize
 from etd_ds.extract import apply
 from etd_ds.extract import plan as plans
-from etd_ds.stages import card, progress, scores
+from etd_ds.stages import calibrate, card, progress, scores
 
 
 def check(job: spec.JobSpec, cache: Path) -> tuple[shape.EncoderShape, shape.EncoderShape]:
@@ -45,6 +46,7 @@ def cut(job: spec.JobSpec, folder: Path, *, cache: Path, report: progress.Report
     student = shape.student(job, teacher.shape)
     weights = checkpoint.read_weights(teacher.folder)
     found: scores.Found | None = None
+    fitted: calibrate.Refitted | None = None
     match job.mode:
         case "none":
             state = _random(job, student, weights, teacher)
@@ -53,11 +55,14 @@ def cut(job: spec.JobSpec, folder: Path, *, cache: Path, report: progress.Report
         case "rand" | "impt":
             if job.mode == "impt":
                 found = scores.find(job, teacher, weights, cache=cache, report=report)
-                chosen = plans.scored(job, teacher.shape, student, found.scores)
-            else:
-                chosen = plans.drawn(job, teacher.shape, student)
-            state = apply.student(weights.state, chosen, weights.parts)
-            kept = chosen.manifest()
+
+            def cut_at(job: spec.JobSpec) -> plans.Cut:
+                if found is None:
+                    return plans.drawn(job, teacher.shape, student)
+                return plans.scored(job, teacher.shape, student, found.scores)
+
+            chosen, kept, fitted = _chosen(job, teacher, student, weights, cut_at, report or progress.silent)
+            state = fitted.state if fitted else apply.student(weights.state, chosen, weights.parts)
             teacher_layers = tuple(layer.teacher_layer for layer in chosen.layers)
     made = rundir.Plan(
         teacher=teacher.shape,
@@ -83,7 +88,39 @@ def cut(job: spec.JobSpec, folder: Path, *, cache: Path, report: progress.Report
             manifest=manifest,
             card=card.text(job, made, spec.public_name(teacher.reference)),
         )
+        if fitted is not None and fitted.projection is not None:
+            calibrate.write(fitted.projection, aside / rundir.PROJECTION)
     return made.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
+
+
+def _chosen(
+    job: spec.JobSpec,
+    teacher: checkpoint.Teacher,
+    student: shape.EncoderShape,
+    weights: checkpoint.Weights,
+    cut: Callable[[spec.JobSpec], plans.Cut],
+    report: progress.Report,
+) -> tuple[plans.Cut, dict[str, Any], calibrate.Refitted | None]:
+    """What is kept, its manifest, and the refit student where the spec asks for one."""
+    if job.refit == "none" and job.layer_selection != "measured":
+        chosen = cut(job)
+        return chosen, chosen.manifest(), None
+    calibration = calibrate.Calibration(job, teacher, student, weights)
+    measured: dict[str, Any] = {}
+    if job.layer_selection == "measured":
+        start = shape.teacher_layers(job.model_copy(update={"layer_selection": "uniform"}), teacher.shape)
+        best, tried = calibration.layers(
+            lambda layers: cut(job.model_copy(update={"layer_selection": layers})), start, report
+        )
+        job = job.model_copy(update={"layer_selection": best})
+        measured = {"layers_tried": tried}
+    chosen = cut(job)
+    if job.refit == "none":
+        return chosen, chosen.manifest() | measured, None
+    report("refit", 0, 1)
+    fitted = calibration.refit(chosen)
+    report("refit", 1, 1)
+    return chosen, chosen.manifest() | measured | fitted.manifest, fitted
 
 
 def _random(

@@ -13,8 +13,11 @@ from transformers import AutoModel, AutoTokenizer, BertForMaskedLM, BertForPreTr
 
 from etd_ds import data, flops
 from etd_ds.bert import checkpoint
-from etd_ds.contract import errors, events, rundir, spec, teachers
-from etd_ds.stages import extract
+from etd_ds.contract import errors, events, flags, rundir, spec, teachers
+from etd_ds.data import tokenize
+from etd_ds.distill.module import Distiller, Guide
+from etd_ds.losses import OBJECTIVES, Totals
+from etd_ds.stages import calibrate, extract
 
 MODES = ["rand", "impt", "none"]
 
@@ -217,3 +220,77 @@ def test_processes_with_other_thread_counts_choose_the_same_neurons_of_the_packa
         manifest = json.loads((out / "extraction.json").read_text())
         kept.append((manifest["hidden"], manifest["layers"]))
     assert kept[0] == kept[1]
+
+
+@pytest.fixture
+def little_text(monkeypatch):
+    monkeypatch.setattr(calibrate, "TOKENS", 4096)
+    monkeypatch.setattr(calibrate, "TRIAL_TOKENS", 512)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("little_text")
+@pytest.mark.parametrize("objective", ["last_layer", "tinybert", "minilm"])
+def test_a_refit_student_starts_nearer_to_its_teacher(tmp_path, objective):
+    asked = {"layers": 3, "hidden": 96, "mode": "rand", "seq_length": 64, "objective": objective}
+    losses = []
+    for refit in ("none", "all"):
+        run = new_run(tmp_path / refit, spec.JobSpec(**asked, refit=refit))
+        extract.extract(run, cache=tmp_path / "cache")
+        AutoModel.from_pretrained(run.init, add_pooling_layer=False)
+        losses.append(held_out_loss(run, objective))
+        assert run.projection.exists() == (refit == "all" and objective != "minilm")
+        manifest = json.loads((run.init / "extraction.json").read_text())
+        assert ("refit" in manifest) == (refit == "all")
+    assert manifest["refit"]["tokens"] >= calibrate.TOKENS
+    assert losses[1] < 0.6 * losses[0]
+
+
+def held_out_loss(run: rundir.RunDir, objective: str) -> float:
+    """Of the embedded teacher's student as a trainer would begin with it, on text that no refit sees."""
+    teacher = checkpoint.load_encoder(teachers.embedded_folder())
+    tokenizer = tokenize.open_tokenizer(teachers.embedded_folder())
+    packed = calibrate.pack([tokenizer.encode(line).ids for line in data.held_out.sentences("embedded", 20)])
+    student = checkpoint.load_encoder(run.init)
+    distiller = Distiller(
+        student, OBJECTIVES[objective](3, 6), teacher_hidden=384, dropout=0.0, seed=0, fitted=calibrate.read(run)
+    )
+    totals = Totals(len(packed.ids_T), sum(n * n for n in packed.segments.lengths))
+    with torch.no_grad():
+        return float(distiller(packed, Guide(teacher, distiller.objective)(packed), totals)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("little_text")
+def test_measured_layers_are_the_best_of_those_tried_and_end_with_the_teachers_last(tmp_path):
+    run = new_run(
+        tmp_path / "run", spec.JobSpec(layers=2, hidden=48, mode="rand", seq_length=32, layer_selection="measured")
+    )
+    found = extract.extract(run, cache=tmp_path / "cache").teacher_layers
+    tried = json.loads((run.init / "extraction.json").read_text())["layers_tried"]
+    assert min(tried, key=tried.get) == ",".join(map(str, found))
+    assert found[-1] == 6
+    # no exchange of one layer is left untried
+    assert {",".join(map(str, layers)) for layers in calibrate.neighbours(found, 6)} <= tried.keys()
+
+
+def test_a_refit_needs_text_that_is_never_held_out(tmp_path, teacher, corpus):
+    run = new_run(tmp_path / "run", job(teacher, corpus, mode="rand", refit="outputs"))
+    with pytest.raises(errors.CorpusError, match="refit: wanted 32768 tokens") as caught:
+        extract.extract(run, cache=tmp_path / "cache")
+    assert caught.value.field == "refit"
+    assert not run.init.exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"mode": "none", "refit": "all"}, "refit"),
+        ({"hidden_consistency": False, "refit": "outputs"}, "refit"),
+        ({"objective": "minilm", "refit": "projection"}, "refit"),
+        ({"mode": "none", "layer_selection": "measured"}, "layer_selection"),
+    ],
+)
+def test_a_refit_of_nothing_cut_is_refused(fields, named):
+    with pytest.raises(errors.EtdError, match=named):
+        flags.parse({"layers": 2, "hidden": 96} | fields)
