@@ -53,7 +53,12 @@ def formed(
             total += form(Heads(q_s_BNSD, k_s_BNSD, q_t_BNSE, k_t_BNSE, dq_BNSD, dk_BNSD, closed_BS))
         if padding is not None:
             dq, dk = padding.collect(dq, padding.queries_X), padding.collect(dk, padding.keys_X)
-    result: Tensor = _Formed.apply(q_s, k_s, total.to(dtype), dq, dk)  # type: ignore[no-untyped-call]
+    return with_gradients(q_s, k_s, total, dq, dk)
+
+
+def with_gradients(q_s: Tensor, k_s: Tensor, total: Tensor, dq: Tensor, dk: Tensor) -> Tensor:
+    """`total` as a function of q_s and k_s whose gradients are known already."""
+    result: Tensor = _Formed.apply(q_s, k_s, total.to(dq.dtype), dq, dk)  # type: ignore[no-untyped-call]
     return result
 
 

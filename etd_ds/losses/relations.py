@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,9 @@ from etd_ds.losses.packing import Segments
 
 # Added to scores of padding. Finite and the same for both sides: their difference there is 0, and not NaN.
 CLOSED = -1e30
+# The precisions of the Triton kernel: in fp32 it would not fit into registers.
+HALF = (torch.bfloat16, torch.float16)
+_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def relation_kl_sum(q_s_TND: Tensor, k_s_TND: Tensor, q_t_TNE: Tensor, k_t_TNE: Tensor, segments: Segments) -> Tensor:
@@ -18,6 +23,12 @@ def relation_kl_sum(q_s_TND: Tensor, k_s_TND: Tensor, q_t_TNE: Tensor, k_t_TNE: 
 
     The gradient p_s − p_t is formed in fp32, before anything is rounded to a lower precision.
     """
+    if _TRITON and q_s_TND.is_cuda and q_s_TND.dtype in HALF and segments.keys == segments.lengths:
+        from etd_ds.kernels.relations import relation_kl
+
+        with torch.no_grad():
+            found = relation_kl(q_s_TND, k_s_TND, q_t_TNE, k_t_TNE, segments.lengths)
+        return forming.with_gradients(q_s_TND, k_s_TND, *found)
     return forming.formed(_relation_kl, q_s_TND, k_s_TND, q_t_TNE, k_t_TNE, segments)
 
 
