@@ -58,7 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         extractor.warm()
-        here = [Presence(settings.data_dir / "server.lock"), Presence(settings.worker_lock)]
+        here = [Presence(settings.server_lock), Presence(settings.worker_lock)]
         if here[0].alone:
             sweep(settings, store, storage)
             extractions.release()
@@ -95,6 +95,7 @@ def create_app(settings: Settings) -> FastAPI:
         scheduler_seen=lambda: scheduler.last_round,
         version=__version__,
     )
+    app.state.register = scheduler.register
     app.state.drain = scheduler.drain
     app.add_middleware(LatencyMiddleware, latencies=latencies)
     problems.install(app)
@@ -133,7 +134,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 def serve(settings: Settings) -> None:
     """Run a server until SIGTERM or SIGINT. Jobs that run go on without it.
 
-    Raises `EtdError` when it would listen to other machines and no key was made.
+    Raises `EtdError` when it would listen to other machines and no key was made, or when its name is taken.
     """
     app = create_app(settings)
     if settings.host not in access.LOOPBACK and not app.state.context.keys.there_are():
@@ -144,6 +145,8 @@ def serve(settings: Settings) -> None:
             wanted="127.0.0.1, or an API key",
             got=settings.host,
         )
+
+    app.state.register()
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
+from etd_ds.contract import errors
 from service import status as statuses
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -117,10 +118,13 @@ class Database:
             _embed(self.engine)
 
     def create(self) -> None:
-        """Bring the tables to the newest version; servers that start together do it one after the other."""
+        """Bring the tables to the newest version; servers that start together do it one after the other.
+
+        Raises `EtdError` when the database does not answer.
+        """
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-        with self.engine.connect() as connection:
+        with self._connect() as connection:
             if self.sqlite:  # it changes a table by making a new one, and must not take the old one's rows for lost
                 connection.connection.cursor().execute("PRAGMA foreign_keys=OFF")
             connection.detach()
@@ -129,6 +133,14 @@ class Database:
                     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
+
+    def _connect(self) -> sa.Connection:
+        try:
+            return self.engine.connect()
+        except sa.exc.OperationalError as error:
+            url = self.engine.url.render_as_string(hide_password=True)
+            message = f"--database: wanted one that answers, got of {url}: {error.orig}"
+            raise errors.EtdError(message, field="database", wanted="a database that answers", got=url) from None
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:

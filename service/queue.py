@@ -180,11 +180,16 @@ class Queue:
         with self._database.look() as connection:
             return int(connection.scalar(query) or 0)
 
-    def lease(self, worker: str, owner: str, seconds: float, *, draining: bool = False) -> list[Trainer]:
-        """Say that the worker lives; its trainers that `owner` looks after for that long: its own, and those left."""
+    def lease(self, worker: str, owner: str, seconds: float, *, draining: bool = False) -> list[Trainer] | None:
+        """Say that the worker lives; its trainers that `owner` looks after for that long: its own, and those left.
+
+        None when the worker was forgotten, or left on behalf of another of its schedulers: it has to register again.
+        """
         with self._database.write() as connection:
             now = self._database.now(connection)
-            connection.execute(workers.update().where(workers.c.name == worker).values(seen=now, draining=draining))
+            here = workers.update().where(workers.c.name == worker).values(seen=now, draining=draining)
+            if connection.execute(here).rowcount == 0:
+                return None
             running = sa.and_(jobs.c.status == "running", jobs.c.worker == worker)
             ours = sa.or_(jobs.c.lease_owner == owner, jobs.c.lease_until < now)
             connection.execute(jobs.update().where(running, ours).values(lease_owner=owner, lease_until=now + seconds))

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -52,13 +53,17 @@ class Scheduler:
 
     def start(self, *, alone: bool) -> None:
         """Begin. `alone`: no other scheduler of this worker lives, so its jobs need not wait for their leases."""
+        self.register()
+        if self._executor is not None and alone:
+            self._queue.take_over(self._settings.worker, self._owner, self._settings.lease)
+        self._thread.start()
+
+    def register(self) -> None:
+        """Have the worker known. Raises `EtdError` when its name is another machine's."""
         settings = self._settings
         if self._executor is not None:
             count, lost_after = settings.slots, settings.lost_after
             self._queue.register(settings.worker, host=socket.gethostname(), count=count, lost_after=lost_after)
-            if alone:
-                self._queue.take_over(settings.worker, self._owner, settings.lease)
-        self._thread.start()
 
     def wake(self) -> None:
         """Look now instead of at the next tick."""
@@ -100,6 +105,7 @@ class Scheduler:
     def round(self) -> None:
         """One look at everything."""
         settings, executor = self._settings, self._executor
+        settings.server_lock.stat()  # whose data folder is away looks after nothing, so that others take over
         for trainer in self._queue.lost(self._owner, settings.lease):
             self._settle(trainer, [self._seen(job, _LOST) for job in trainer.jobs])
         if executor is None:
@@ -107,6 +113,9 @@ class Scheduler:
         since = time.time()
         draining = self._draining.is_set()
         trainers = self._queue.lease(settings.worker, self._owner, settings.lease, draining=draining)
+        if trainers is None:
+            self.register()
+            return
         for trainer in trainers:
             with self._bearing(trainer):
                 self._reconcile(executor, trainer, since)
@@ -119,7 +128,8 @@ class Scheduler:
                 log.info("%s starts, attempt %s", job.id, job.attempt, extra={"job": job.id})
             with self._bearing(new):
                 self._start(executor, new, since)
-        if self._handing_back.is_set() and not trainers and self._queue.leave(settings.worker):
+        if self._handing_back.is_set() and not trainers:
+            self._queue.leave(settings.worker)
             self._over.set()
 
     def _start(self, executor: Executor, trainer: Trainer, since: float) -> None:
@@ -198,7 +208,7 @@ class Scheduler:
         if verdict.code == "refused":
             return verdict, words or status.MESSAGES["refused"]
         run = rundir.RunDir(self._settings.runs / job.id)
-        if any("No space left on device" in line for line in tail.last_lines(run.log, 200)):
+        if any("No space left on device" in line for line in _last_words(run.log)):
             verdict = verdict._replace(code="disk_full")
         elif (
             verdict.code in ("bad_input", "trainer_crashed")
@@ -208,6 +218,13 @@ class Scheduler:
         ):
             return verdict._replace(code=end.code or verdict.code), tail.clean(end.message)
         return verdict, " ".join(filter(None, (status.MESSAGES[verdict.code], words)))
+
+
+def _last_words(log: Path) -> list[str]:
+    """The end of what the newest attempt printed."""
+    lines = tail.last_lines(log, 200)
+    begins = [number for number, line in enumerate(lines) if line.startswith(launch.ATTEMPT)]
+    return lines[begins[-1] :] if begins else lines
 
 
 def sweep(settings: Settings, store: Store, storage: Storage) -> None:

@@ -137,6 +137,11 @@ class Settings:
         return self.data_dir / "nowhere"
 
     @property
+    def server_lock(self) -> Path:
+        """Shared by the servers of this data folder. A folder without it is none: perhaps it is not mounted."""
+        return self.data_dir / "server.lock"
+
+    @property
     def worker_lock(self) -> Path:
         """Shared by the processes that run jobs under this name."""
         return self.data_dir / "workers" / f"{self.worker or 'none'}.lock"

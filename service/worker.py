@@ -6,6 +6,7 @@ import logging
 import signal
 from types import FrameType
 
+from etd_ds.contract import errors
 from service.database import Database
 from service.executors.local import LocalExecutor
 from service.presence import Presence
@@ -22,6 +23,14 @@ def work(settings: Settings) -> int:
     A second signal leaves at once; the trainers go on, and the next worker of this name looks after them again.
     Returns 0, or 1 if it ended without having been asked. Raises `EtdError`.
     """
+    if not settings.server_lock.exists():
+        raise errors.EtdError(
+            f"--data-dir: wanted the data folder of a server, got {settings.data_dir} without a "
+            f"{settings.server_lock.name}; is the shared folder mounted, and was a server started on it?",
+            field="data_dir",
+            wanted="the data folder of a server",
+            got=str(settings.data_dir),
+        )
     settings.prepare()
     database = Database(settings.database_url)
     database.create()

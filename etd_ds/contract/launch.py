@@ -22,6 +22,10 @@ EXIT_PEERS_LOST = 86
 """Other ranks are gone or out of reach; once they can be reached the same command continues."""
 
 
+ATTEMPT = "etd-jobs: attempt "
+"""How the line of a run's log begins with which the service begins an attempt."""
+
+
 def train_argv(
     run: rundir.RunDir,
     job: spec.JobSpec,

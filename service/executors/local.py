@@ -42,6 +42,7 @@ class LocalExecutor:
         folder.mkdir(exist_ok=True)
         order: shim.Order = {
             "attempt": attempt,
+            "first_line": f"{launch.ATTEMPT}{attempt}\n",
             "argv": self._argv(runs, slots),
             "cwd": str(self._settings.nowhere),
             "log": str(run.log),

@@ -33,6 +33,8 @@ class Order(TypedDict):
     """What `order.json` says."""
 
     attempt: int
+    first_line: str
+    """Of the log, before what the command prints."""
     argv: list[str]
     cwd: str
     log: str
@@ -72,6 +74,7 @@ def main(folder: Path, attempt: int) -> int:
 def _supervise(folder: Path, attempt: int, order: Order, lock: int) -> int | None:
     """The trainer's exit status; none if it was told to leave and ended otherwise, which says nothing about it."""
     log = os.open(order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.write(log, order["first_line"].encode())
     # standard input is the one descriptor that survives every launcher: through it the trainer holds the lock
     leader = subprocess.Popen(
         order["argv"],

@@ -81,6 +81,7 @@ def render(
         "# not when a newer attempt was made meanwhile, nor as a second copy of this one",
         f'[ "$(cat {shlex.quote(str(folder / "newest"))})" = {attempt} ] || exit 0',
         '(set -C; echo "$SLURM_JOB_ID" >"$here.started") 2>/dev/null || exit 0',
+        f"echo {shlex.quote(launch.ATTEMPT + str(attempt))}",
         "trap : TERM USR1 INT  # the ranks hear it too; this shell stays to write down how they ended",
         *(f"export {name}={shlex.quote(value)}" for name, value in sorted(env.items())),
         *shell,

@@ -162,6 +162,7 @@ def test_a_worker_leaves_when_it_holds_nothing(store, queue):
     settle(queue, claimed, "queued", "stopped")
     assert queue.leave("here")
     assert queue.workers() == []
+    assert queue.lease("here", "me", 10) is None, "one that lives has to register again"
     assert (store.get("a").retries, claim(queue)) == (0, None)
 
 

@@ -61,7 +61,7 @@ def test_a_trainer_that_fails_is_a_failed_job_with_its_last_words(server, how, c
     job = server.client.wait(server.client.create(SMALL)["id"])
     assert (job["status"], job["error"]["code"]) == ("failed", code)
     assert words in job["error"]["message"]
-    assert job["log_tail"][0] == "training begins"
+    assert job["log_tail"][:2] == ["etd-jobs: attempt 1", "training begins"]
     assert job["attempt"] == 1
     assert not any(lives(pid) for pid in ranks(server, job))
     assert server.client._http.get(job["links"]["student"]).status_code == 409
@@ -183,6 +183,16 @@ def test_a_lost_trainer_without_tries_left_is_a_failed_job(server):
         os.kill(pid, signal.SIGKILL)
     job = server.client.wait(job["id"])
     assert (job["status"], job["error"]["code"]) == ("failed", "trainer_lost")
+
+
+def test_an_old_attempts_full_disk_is_not_the_next_ones(server):
+    server.start()
+    server.behave("trainer", "full")
+    job = server.client.create(SMALL)
+    assert server.client.wait(job["id"])["error"]["code"] == "disk_full"
+    server.behave("trainer", "crash")
+    server.client.retry(job["id"])
+    assert server.client.wait(job["id"])["error"]["code"] == "trainer_crashed"
 
 
 def test_a_pause_is_taken_back(server):

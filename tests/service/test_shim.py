@@ -28,7 +28,9 @@ def order(folder, attempt, code, **fields):
         "grace": 0.2,
         "leash": 0.0,
     }
-    (folder / "order.json").write_text(json.dumps({**given, "leash": 0.0, "done": [str(folder / "result")], **fields}))
+    (folder / "order.json").write_text(
+        json.dumps({**given, "leash": 0.0, "first_line": "", "done": [str(folder / "result")], **fields})
+    )
 
 
 def recorded(folder, attempt):

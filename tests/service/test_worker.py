@@ -173,6 +173,17 @@ def test_sqlite_is_refused_since_it_is_for_one_machine(tmp_path, capsys, monkeyp
     assert not list(Path(tmp_path).iterdir())
 
 
+def test_a_folder_that_is_no_servers_and_a_database_that_is_away_are_refused(tmp_path, capsys):
+    url = "postgresql+psycopg://etd:secret@127.0.0.1:9/none"
+    assert main(["worker", "--data-dir", str(tmp_path), "--database", url]) == 2
+    assert "is the shared folder mounted" in capsys.readouterr().err
+    (tmp_path / "server.lock").touch()
+    assert main(["worker", "--data-dir", str(tmp_path), "--database", url]) == 2
+    said = capsys.readouterr().err
+    assert "--database: wanted one that answers" in said
+    assert "secret" not in said
+
+
 def _before(api: Server, job: dict, last: dict) -> list[dict]:
     found = api.client._http.get(job["events"], headers={"Accept": "application/json"}).json()["data"]
     return [event for event in found if event["id"] < last["id"]]
