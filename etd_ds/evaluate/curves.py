@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import NamedTuple
 
 from etd_ds import flops
@@ -20,6 +21,8 @@ class Curve(NamedTuple):
     points: tuple[Point, ...]
     flops_per_step: float
     """Floating point operations of a step with full sequences, teacher and student."""
+    flops_before: float = 0.0
+    """Of what extraction did on training text for this student alone: a refit, a measured choice of layers."""
 
     @property
     def final(self) -> float:
@@ -31,7 +34,22 @@ def of_run(run: rundir.RunDir, *, mode: flops.Mode = "exact") -> Curve:
     """The curve in a run's events. Of a step that was measured twice (a resumed run) the later measurement counts."""
     measured = {event.step: event.loss for event in events.read(run.events) if isinstance(event, events.Validation)}
     job, plan = run.read_job(), run.read_plan()
-    return Curve(tuple(Point(*item) for item in sorted(measured.items())), per_step(job, plan, mode=mode))
+    points = tuple(Point(*item) for item in sorted(measured.items()))
+    return Curve(points, per_step(job, plan, mode=mode), _before(run, job, plan, mode=mode))
+
+
+def _before(run: rundir.RunDir, job: JobSpec, plan: rundir.Plan, *, mode: flops.Mode) -> float:
+    """What the manifest says was fitted: the teacher's and twice the student's forward pass over so many tokens.
+
+    The second pass of the student stands for the normal equations of its linear maps, which cost about as much.
+    """
+    if job.refit == "none" and job.layer_selection != "measured":
+        return 0.0
+    manifest = json.loads((run.init / "extraction.json").read_bytes())
+    tried = manifest.get("layers_tried", {"tokens_each": 0, "losses": {}})
+    tokens = int(manifest.get("refit", {"tokens": 0})["tokens"]) + int(tried["tokens_each"]) * len(tried["losses"])
+    teacher, student = (flops.forward(shape, job.seq_length, mode=mode) for shape in (plan.teacher, plan.student))
+    return tokens / job.seq_length * (teacher + 2 * student)
 
 
 def per_step(job: JobSpec, plan: rundir.Plan, *, mode: flops.Mode) -> float:
@@ -64,4 +82,4 @@ def cost_to_reach(curve: Curve, other: Curve) -> float | None:
     if share is None:
         return None
     whole = other.points[-1].step * other.flops_per_step
-    return share * curve.points[-1].step * curve.flops_per_step / whole
+    return (share * curve.points[-1].step * curve.flops_per_step + curve.flops_before) / whole

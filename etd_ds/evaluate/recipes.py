@@ -121,6 +121,14 @@ class Ordering(_Strict):
     worse: str
 
 
+class Beyond(_Strict):
+    """Rows that the paper has not: each compared with `against`, and by how soon it is as good as `reach`."""
+
+    rows: tuple[str, ...]
+    against: str
+    reach: str
+
+
 class Recipes(_Strict):
     """A whole file."""
 
@@ -130,6 +138,7 @@ class Recipes(_Strict):
     rows: tuple[Row, ...]
     figures: tuple[Figure, ...] = ()
     orderings: tuple[Ordering, ...] = ()
+    beyond: Beyond | None = None
 
     def row(self, name: str) -> Row:
         """The row of that name. Raises `EtdError` listing those that there are."""
@@ -174,6 +183,8 @@ class Recipes(_Strict):
             yield from figure.rows
         for ordering in self.orderings:
             yield from (ordering.better, ordering.worse)
+        if self.beyond is not None:
+            yield from (*self.beyond.rows, self.beyond.against, self.beyond.reach)
 
 
 def read(path: Path | None = None) -> Recipes:

@@ -70,8 +70,8 @@ class Calibration:
 
     def layers(
         self, cut: Callable[[Layers], Cut], start: Layers, report: progress.Report
-    ) -> tuple[Layers, dict[str, float]]:
-        """The layers whose fitted student has the lowest loss, and every choice's loss.
+    ) -> tuple[Layers, dict[str, Any]]:
+        """The layers whose fitted student has the lowest loss, and for the manifest every choice's loss.
 
         Hill climbing from `start`: one layer is exchanged for another as long as that lowers the loss. The last one is
         the teacher's last: that is what every objective looks at.
@@ -91,7 +91,9 @@ class Calibration:
                     break
             if best == before:
                 report("layers tried", len(tried), len(tried))
-                return best, {",".join(map(str, layers)): loss for layers, loss in tried.items()}
+                losses = {",".join(map(str, layers)): loss for layers, loss in tried.items()}
+                tokens = sum(len(half.ids_T) for half in self._halves)
+                return best, {"layers_tried": {"tokens_each": tokens, "losses": losses}}
 
     @torch.no_grad()
     def loss(self, cut: Cut) -> float:

@@ -109,11 +109,10 @@ def _chosen(
     measured: dict[str, Any] = {}
     if job.layer_selection == "measured":
         start = shape.teacher_layers(job.model_copy(update={"layer_selection": "uniform"}), teacher.shape)
-        best, tried = calibration.layers(
+        best, measured = calibration.layers(
             lambda layers: cut(job.model_copy(update={"layer_selection": layers})), start, report
         )
         job = job.model_copy(update={"layer_selection": best})
-        measured = {"layers_tried": tried}
     chosen = cut(job)
     if job.refit == "none":
         return chosen, chosen.manifest() | measured, None

@@ -46,6 +46,10 @@ class Findings:
         """Final held-out losses."""
         return tuple(run.curve.final for run in self.runs.get(row, {}).values())
 
+    def starts(self, row: str) -> tuple[float, ...]:
+        """Held-out losses before the first step."""
+        return tuple(run.curve.points[0].loss for run in self.runs.get(row, {}).values())
+
     def scores(self, row: str, task: str) -> tuple[float, ...]:
         """Headline scores in per cent."""
         return tuple(run.scores[task].headline for run in self.runs.get(row, {}).values() if task in run.scores)

