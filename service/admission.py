@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ConfigDict, Field, ValidationError
 
 from etd_ds.contract import corpora, errors, launch, rundir, shape, spec, teachers
+from service import addresses, outbox
 from service.backlog import Backlog
 from service.extraction import Extractor
 from service.problems import Problem, of_error, of_validation
@@ -32,6 +33,10 @@ class JobRequest(spec.JobSpec):
     """Names and values of your own, to find jobs by; at most 20."""
     priority: int = Field(default=0, ge=-100, le=100)
     """Higher ones start first."""
+    webhook: str = Field(default="", max_length=2000)
+    """An https address that is told, by signed POSTs, what becomes of the job."""
+    webhook_events: list[outbox.EventName] = Field(default=["succeeded", "failed", "cancelled"], max_length=20)
+    """What it is told of."""
 
     def spec(self) -> spec.JobSpec:
         """The job spec alone, of the fields that were given."""
@@ -102,6 +107,8 @@ class Admission:
 
     def _make(self, request: JobRequest, tenant: str, key: str | None, content: str, patience: float) -> Job:
         asked = request.spec()
+        if request.webhook:
+            addresses.check_url(request.webhook, self._settings.webhook_hosts)
         resolved = self.check(asked)
         job = Job(
             id="job-" + secrets.token_hex(10),
@@ -113,6 +120,8 @@ class Admission:
             created=time.time(),
             request_key=key,
             request_hash=content,
+            webhook=request.webhook,
+            webhook_events=" ".join(dict.fromkeys(request.webhook_events)) if request.webhook else "",
         )
         run = rundir.RunDir(self._settings.runs / job.id)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator
@@ -27,15 +28,17 @@ from service.extractions import Extractions
 from service.keys import Keys
 from service.limits import Limiter
 from service.metrics import Latencies, LatencyMiddleware
+from service.outbox import Outbox
 from service.presence import Presence
 from service.publisher import Publisher
 from service.queue import Queue
-from service.routes import access, downloads, health, hub, jobs, watch
+from service.routes import access, downloads, health, hub, jobs, watch, webhooks
 from service.routes.context import Context
 from service.scheduler import Scheduler, sweep
 from service.settings import Settings
 from service.storage import Bucket, Folder, Storage
 from service.store import Store
+from service.webhooks import Sender
 
 log = logging.getLogger("etd_jobs")
 
@@ -54,6 +57,8 @@ def create_app(settings: Settings) -> FastAPI:
     publisher = Publisher(settings, store, bucket) if bucket else None
     extractions = Extractions(database, store)
     backlog = Backlog(settings, store, extractions, extractor, scheduler.wake)
+    outbox = Outbox(database)
+    sender = Sender(settings, outbox)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -68,7 +73,9 @@ def create_app(settings: Settings) -> FastAPI:
             presence.settle()
         if publisher is not None:
             publisher.start()
+        sending = asyncio.create_task(sender.run())
         yield
+        sending.cancel()
         if publisher is not None:
             publisher.close()
         scheduler.drain()
@@ -87,6 +94,7 @@ def create_app(settings: Settings) -> FastAPI:
         news=publisher.again if publisher else lambda _: None,
         queue=jobs_queue,
         keys=keys,
+        outbox=outbox,
         limiter=Limiter(settings.rate),
         latencies=latencies,
         extractor=extractor,
@@ -99,7 +107,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.drain = scheduler.drain
     app.add_middleware(LatencyMiddleware, latencies=latencies)
     problems.install(app)
-    for room in (health, jobs, watch, downloads):
+    for room in (health, jobs, watch, downloads, webhooks):
         app.include_router(room.router)
         app.include_router(room.router, prefix="/v1", include_in_schema=False)
     app.include_router(hub.router)

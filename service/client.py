@@ -98,6 +98,10 @@ class Client:
                 return found
             filters["after"] = page["next"]
 
+    def webhook_secret(self, *, new: bool = False) -> str:
+        """What webhooks are signed with; a `new` one signs from now on."""
+        return str(self._json("POST" if new else "GET", "/v1/webhooks/secret")["secret"])
+
     def cancel(self, job_id: str) -> dict[str, Any]:
         """End the job; the answer may still say `running`, with `asked` = `cancel`."""
         return self._json("POST", f"/v1/jobs/{job_id}/cancel")

@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from service import outbox
 from service.database import Database, jobs
 from service.store import Job, Store
 
@@ -60,7 +61,10 @@ class Extractions:
         if code:
             change |= {"status": "failed", "error_code": code, "error_message": message, "ended": time.time()}
         with self._database.write() as connection:
-            return connection.execute(jobs.update().where(self._mine(job_id, owner)).values(change)).rowcount == 1
+            done = connection.execute(jobs.update().where(self._mine(job_id, owner)).values(change)).rowcount == 1
+            if done:
+                outbox.note(connection, [job_id])
+        return done
 
     @staticmethod
     def _mine(job_id: str, owner: str) -> sa.ColumnElement[bool]:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from etd_ds.contract import errors
+from service import outbox
 from service import status as statuses
 from service.database import Database, jobs, slots, workers
 from service.store import COLUMNS, ORDER, Job, becomes, of_row
@@ -170,6 +171,7 @@ class Queue:
             }
             ids = [one["id"] for one in crew]
             connection.execute(jobs.update().where(jobs.c.id.in_(ids)).values(begun))
+            outbox.note(connection, ids)
             connection.execute(slots.update().where(mine, slots.c.id.in_(free[: row["ranks"]])).values(job=row["id"]))
             found = list(_trainers(connection, jobs.c.id.in_(ids)))
         return found[0]
@@ -232,6 +234,7 @@ class Queue:
                 change = _change(job, outcome)
                 if connection.execute(jobs.update().where(mine).values(change)).rowcount != 1:
                     raise _TakenOver
+                outbox.note(connection, [job.id])
             connection.execute(slots.update().where(slots.c.job == trainer.id).values(job=None))
             return True
         return False

@@ -102,6 +102,10 @@ class Settings:
     """Requests that may wait for the extraction worker; more are answered 503."""
     quota: int = 0
     """Jobs that a tenant may have queued, running or paused; 0 means no limit."""
+    webhook_hosts: frozenset[str] = frozenset()
+    """Hosts that webhooks may call although they are private, and over http."""
+    webhook_backoff: float = 5.0
+    """Wait before a webhook is tried a second time; each further wait is four times as long."""
     rate: int = 0
     """Changes (jobs made, cancelled, …) that a caller may ask for in a minute; 0 means no limit."""
     max_body: int = 64 * 1024

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import sqlalchemy as sa
 
 from etd_ds.contract import spec
+from service import outbox
 from service import status as statuses
 from service.database import Database, jobs, slots
 from service.status import Status, Wish
@@ -39,6 +40,9 @@ class Job:
     error_message: str = ""
     request_key: str | None = None
     request_hash: str = ""
+    webhook: str = ""
+    webhook_events: str = ""
+    """Names of `outbox.EVENTS`, with spaces between them."""
     worker: str = ""
     """Where its attempt runs; empty unless it is running."""
     trainer: str = ""
@@ -167,6 +171,8 @@ class Store:
                     change |= {"retries": 0, "not_before": 0.0}
             if change:
                 connection.execute(jobs.update().where(jobs.c.id == job_id).values(change))
+            if change.get("status", job.status) != job.status:
+                outbox.note(connection, [job_id])
         return self.get(job_id)
 
     def delete(self, job_id: str) -> bool:
@@ -217,47 +223,6 @@ class Store:
         """Every job's id."""
         with self._database.look() as connection:
             return set(connection.scalars(sa.select(jobs.c.id)))
-
-    # ---- what the backlog of extractions does
-
-    def take_extraction(self, owner: str, lease: float, *, but: Collection[str] = ()) -> Job | None:
-        """The oldest job that is to be extracted and that nobody looks after, from now on looked after by `owner`."""
-        now = time.time()
-        left = sa.and_(jobs.c.status == "extracting", jobs.c.lease_until < now, jobs.c.id.not_in(but))
-        query = sa.select(*COLUMNS).where(left).order_by(jobs.c.seq).limit(1)
-        with self._database.write() as connection:
-            row = connection.execute(self._database.locked(query, or_skipped=True)).mappings().first()
-            if row is None:
-                return None
-            held = {"lease_owner": owner, "lease_until": now + lease}
-            connection.execute(jobs.update().where(jobs.c.id == row["id"]).values(held))
-        return of_row(row)
-
-    def keep_extraction(self, job_id: str, owner: str, lease: float) -> bool:
-        """Whether `owner` still looks after a job's extraction; with a `lease` it does for that much longer."""
-        mine = sa.and_(jobs.c.id == job_id, jobs.c.status == "extracting", jobs.c.lease_owner == owner)
-        if not lease:
-            with self._database.look() as connection:
-                return connection.scalar(sa.select(jobs.c.id).where(mine)) is not None
-        with self._database.write() as connection:
-            until = time.time() + lease
-            return connection.execute(jobs.update().where(mine).values(lease_until=until)).rowcount == 1
-
-    def extracted(self, job_id: str, owner: str, *, code: str = "", message: str = "") -> bool:
-        """Write down an extraction's end: queued, or failed with a code. False if it was cancelled or taken over."""
-        job = self.get(job_id)
-        if job is None:
-            return False
-        change = becomes(job, "failed" if code else "queued") | {"error_code": code, "error_message": message}
-        mine = sa.and_(jobs.c.id == job_id, jobs.c.status == "extracting", jobs.c.lease_owner == owner)
-        with self._database.write() as connection:
-            return connection.execute(jobs.update().where(mine).values(change)).rowcount == 1
-
-    def release_extractions(self, owner: str) -> None:
-        """Let others take at once what `owner` was extracting."""
-        mine = sa.and_(jobs.c.status == "extracting", jobs.c.lease_owner == owner)
-        with self._database.write() as connection:
-            connection.execute(jobs.update().where(mine).values(lease_owner="", lease_until=0.0))
 
 
 def becomes(job: Job, status: Status) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from service.settings import environment
 
 def configure(commands: Any) -> None:
     """Add the commands of this room."""
-    for add in (_submit, _plan, _list, _show, _watch, _logs, _checkpoints, _asks, _pull):
+    for add in (_submit, _plan, _list, _show, _watch, _logs, _checkpoints, _asks, _pull, _secret):
         add(commands)
 
 
@@ -41,6 +41,7 @@ def _submit(commands: Any) -> None:
     parser.add_argument("--file", type=Path, help="a JSON file with the spec; flags win over it")
     parser.add_argument("--label", nargs="*", default=[], metavar="NAME:VALUE", help="labels to find the job by")
     parser.add_argument("--priority", type=int, default=0, help="higher ones start first, from -100 to 100")
+    parser.add_argument("--webhook", metavar="URL", default="", help="an https address that is told how the job ends")
     parser.add_argument("--async", action="store_true", dest="background",
                         help="do not wait for the extraction, which takes long with a new teacher or text")  # fmt: skip
     parser.add_argument("--watch", action="store_true", help="follow the job until it has ended")
@@ -57,7 +58,11 @@ def _run_submit(args: argparse.Namespace) -> int:
     job = flags.read(args)
     with _client(args) as client:
         request = job.model_dump(mode="json", exclude_unset=True)
-        request |= {"labels": dict(one.partition(":")[::2] for one in args.label), "priority": args.priority}
+        request |= {
+            "labels": dict(one.partition(":")[::2] for one in args.label),
+            "priority": args.priority,
+            "webhook": args.webhook,
+        }
         made = client.create(request, idempotency_key=secrets.token_hex(16), background=args.background)
         print(made["id"])
         if not args.quiet:
@@ -234,6 +239,19 @@ def _run_pull(args: argparse.Namespace) -> int:
         line = bar.add_task("", total=None)
         client.pull(args.job, folder, progress=lambda done, total: bar.update(line, completed=done, total=total))
     print(folder)
+    return 0
+
+
+def _secret(commands: Any) -> None:
+    text = "print the secret with which webhooks are signed"
+    parser = _client_parser(commands, "webhook-secret", text, job=False)
+    parser.add_argument("--new", action="store_true", help="make a new one, which signs from now on")
+    parser.set_defaults(run=_run_secret)
+
+
+def _run_secret(args: argparse.Namespace) -> int:
+    with _client(args) as client:
+        print(client.webhook_secret(new=args.new))
     return 0
 
 

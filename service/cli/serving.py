@@ -43,11 +43,14 @@ def _serve(commands: Any) -> None:
     parser.add_argument("--redirect", type=int, default=0, metavar="SECONDS",
                         help="send clients that fetch one file to the bucket, by an address that is valid so long "
                              "(default: 0, files are sent from here)")  # fmt: skip
+    parser.add_argument("--webhook-host", action="append", default=[], metavar="HOST",
+                        help="let webhooks call this private host, and over http; may be repeated")  # fmt: skip
     parser.add_argument("--no-hub", action="store_true", help="refuse teachers and corpora of a model hub")
     for name, kind, text in (
         ("quota", int, "jobs that a tenant may have queued, running or paused; 0: no limit"),
         ("rate", int, "changes that a caller may ask for in a minute; 0: no limit"),
         ("respond-within", float, "seconds that a request waits for its extraction before it is answered 202"),
+        ("webhook-backoff", float, "seconds before a webhook is tried again; each further wait is 4 times as long"),
         ("extraction-timeout", float, "seconds that an extraction may take"),
         ("extraction-memory", int, "bytes of memory that the extraction may take; 0: no limit"),
     ):
@@ -81,6 +84,8 @@ def _run_server(args: argparse.Namespace) -> int:
         quota=args.quota,
         rate=args.rate,
         respond_within=args.respond_within,
+        webhook_hosts=frozenset(args.webhook_host),
+        webhook_backoff=args.webhook_backoff,
         extraction_timeout=args.extraction_timeout,
         extraction_memory=args.extraction_memory,
         worker_command=tuple(args.worker_command),

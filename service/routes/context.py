@@ -15,6 +15,7 @@ from service.extraction import Extractor
 from service.keys import Keys
 from service.limits import Limiter
 from service.metrics import Latencies
+from service.outbox import Outbox
 from service.problems import Problem
 from service.queue import Queue
 from service.settings import Settings
@@ -31,6 +32,7 @@ class Context:
     storage: Storage
     queue: Queue
     keys: Keys
+    outbox: Outbox
     limiter: Limiter
     latencies: Latencies
     extractor: Extractor

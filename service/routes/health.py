@@ -83,6 +83,7 @@ def metrics(who: Operator) -> PlainTextResponse:
         *gauge("etd_queue_oldest_seconds", [({}, oldest)]),
         *gauge("etd_queue_wait_seconds_mean_day", [({}, waited)]),
         *gauge("etd_tokens_per_second", [({}, speed)]),
+        *gauge("etd_webhooks_waiting", [({}, here.outbox.waiting())]),
         *gauge("etd_extraction_ready", [({}, here.extractor.ready)]),
         *gauge("etd_disk_free_bytes", [({}, shutil.disk_usage(here.settings.data_dir).free)]),
         *here.latencies.lines(),

@@ -40,6 +40,7 @@ def job_json(here: Context, job: Job, base: str, *, brief: bool = False) -> dict
         "hub": f"students/{job.id}",
         "labels": job.labels,
         "priority": job.priority,
+        "webhook": job.webhook or None,
         "created": _time(job.created),
         "started": _time(job.started),
         "ended": _time(job.ended),
