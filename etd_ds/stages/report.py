@@ -69,9 +69,9 @@ def _sections(found: Findings, pictures: Sequence[Picture]) -> Iterator[Section]
             "Beyond the paper",
             [
                 f"Each row against {found.asked.recipes.beyond.against}, at equal steps: mean and sample deviation of "
-                "the differences seed by seed, and in how many seeds it is better. Shares of compute count what a refit "
-                "and a measured choice of layers cost; importance scores, which are computed once for all students of a "
-                "teacher, are left out.",
+                "the differences seed by seed, and in how many seeds it is better. Shares of compute count what a "
+                "refit and a measured choice of layers cost; importance scores, which are computed once for all "
+                "students of a teacher, are left out.",
                 _beyond(found, found.asked.recipes.beyond),
             ],
         )
