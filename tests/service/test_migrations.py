@@ -27,7 +27,9 @@ def test_a_running_job_and_its_slot_outlive_an_upgrade(tmp_path):
     with old.write() as connection:
         row = connection.execute(sa.select(database.jobs)).mappings().one()
         assert (row["id"], row["status"], row["lease_owner"], row["webhook"]) == ("old", "running", "me", "")
-        assert connection.scalar(sa.select(database.slots.c.job)) == "old"
+        slot = connection.execute(sa.select(database.slots)).mappings().one()
+        assert (slot["worker"], slot["id"], slot["job"]) == ("local", 0, "old")
+        assert (row["worker"], row["trainer"]) == ("local", "old:1"), "which the embedded server looks after as before"
         assert connection.scalar(sa.text("pragma foreign_keys")) == 1
         assert connection.execute(sa.text("pragma foreign_key_check")).all() == []
         connection.execute(database.jobs.update().values(status="extracting"))

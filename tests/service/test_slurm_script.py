@@ -12,13 +12,13 @@ from service.executors import slurm_script
 from service.settings import SlurmOptions
 
 
-def script(tmp_path, options=SlurmOptions(), *, priority=0, argv=("true",), **fields):  # noqa: B008
+def script(tmp_path, options=SlurmOptions(), *, priority=0, argv=("true",), others=(), **fields):  # noqa: B008
     run = rundir.RunDir(tmp_path / "job-1")
     (run.root / "slurm").mkdir(parents=True, exist_ok=True)
     (run.root / "slurm" / "newest").write_text("3\n")
     return slurm_script.render(
         options,
-        runs=[run],
+        runs=[run, *(rundir.RunDir(tmp_path / name) for name in others)],
         folder=run.root / "slurm",
         job=spec.JobSpec(layers=2, hidden=192, **fields),
         attempt=3,
@@ -130,3 +130,14 @@ def test_when_the_cluster_ends_the_ranks_the_attempt_is_lost(tmp_path, srun_says
     text = script(tmp_path).replace("srun --kill", f"(exit {srun_says}) # ")
     _, folder = run_it(tmp_path, text)
     assert (folder / "3.exit").read_text() == f"{slurm_script.LOST}\n"
+
+
+def test_of_several_runs_all_must_be_done(tmp_path):
+    text = script(tmp_path, others=["job-2"])
+    assert "--job-name=job-1" in asked(text)
+    for name, said in (("job-1", slurm_script.LOST), ("job-2", "0")):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "result.json").touch()
+        _, folder = run_it(tmp_path, text)
+        assert (folder / "3.exit").read_text() == f"{said}\n"
+        (folder / "3.started").unlink()

@@ -100,3 +100,10 @@ def test_a_dead_attempt_never_stays_running():
     for _, wish, seen, tries in all_cases("running"):
         if seen.started and not seen.alive:
             assert verdict("running", wish, seen, tries).status != "running"
+
+
+def test_what_fails_in_company_is_tried_alone():
+    for _, wish, seen, tries in all_cases("running"):
+        alone = verdict("running", wish, seen, tries)
+        together = decide("running", wish, seen, tries_left=tries[0], retry_killed=tries[1], in_company=True)
+        assert together == (Verdict("queued", "", "apart") if alone.status == "failed" else alone)
