@@ -134,6 +134,8 @@ class JobSpec(BaseModel):
     """Machines; each runs `gpus` ranks."""
     deepspeed: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_]{0,63}$")] = "zero2"
     """Name of a file in `ds_configs/`, without `.json`."""
+    shard_teacher: bool = False
+    """Split the teacher's parameters over the ranks too, for one that does not fit on a GPU; each step gathers them."""
     checkpoint_every: Count = 500
     """Steps between checkpoints."""
     keep_checkpoints: Count = 3

@@ -287,7 +287,7 @@ def test_a_silent_peer_is_given_up(make_run, cache):
     run = make_run(steps=10_000, checkpoint_every=10_000, validate_every=10_000)
     ranks = launching.start(run.root, cache=cache, config=CONFIGS / "cpu.json", fatal="impatient")
     _signal_after_a_step(run, ranks[1], signal.SIGSTOP)
-    assert launching.finish(ranks)[0] == 1
+    assert launching.finish(ranks)[0] == launch.EXIT_PEERS_LOST
     assert _of(run, events.End)[-1].outcome == "failed"
 
 
