@@ -38,7 +38,7 @@ check: setup     ## linters, types, import floors
 	$(BIN)/lint-imports
 
 lock:            ## resolve constraints.txt anew (needs uv)
-	uv pip compile --universal --python-version 3.10 --extra dev --extra report --extra postgres --extra s3 --no-annotate --no-header pyproject.toml -o constraints.txt
+	uv pip compile --universal --python-version 3.10 --extra dev --extra report --extra postgres --extra s3 --extra otel --no-annotate --no-header pyproject.toml -o constraints.txt
 
 clean:           ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -13,10 +13,11 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.telemetry import TelemetryConfig
 
 from etd_ds import __version__
 from etd_ds.contract import errors
-from service import problems
+from service import problems, tracing
 from service.admission import Admission, JobRequest
 from service.backlog import Backlog
 from service.database import Database
@@ -41,6 +42,14 @@ from service.store import Store
 from service.webhooks import Sender
 
 log = logging.getLogger("etd_jobs")
+
+_TELEMETRY: TelemetryConfig = {
+    "auto_configure": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "exclude": lambda scope: scope["path"].endswith(("/healthz", "/readyz", "/metrics")),
+}
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -83,10 +92,11 @@ def create_app(settings: Settings) -> FastAPI:
         extractor.close()
         scheduler.close()
         database.close()
+        tracing.close()
         for presence in here:
             presence.close()
 
-    app = FastAPI(title="etd-ds", version=__version__, lifespan=lifespan, telemetry={"auto_configure": False})
+    app = FastAPI(title="etd-ds", version=__version__, lifespan=lifespan, telemetry=_TELEMETRY)
     app.state.context = Context(
         settings=settings,
         store=store,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from etd_ds.contract import events, launch, rundir, spec
+from service import tracing
 from service.problems import Problem, of_error
 from service.settings import Settings, inherited
 
@@ -70,7 +71,16 @@ class Extractor:
         With `in_turn` it waits however many do already.
         """
         request = {"verb": "extract", "run": str(run.root)}
-        return rundir.Plan.model_validate(self._ask(request, in_turn=in_turn, report=_reporter(run)))
+        began, failed = time.time(), "aborted"
+        try:
+            plan = rundir.Plan.model_validate(self._ask(request, in_turn=in_turn, report=_reporter(run)))
+            failed = ""
+        except Problem as problem:
+            failed = problem.code
+            raise
+        finally:
+            tracing.stage(run.root.name, "extraction", began, time.time(), error=failed)
+        return plan
 
     def revision(self, run: rundir.RunDir, step: int) -> None:
         """Make the checkpoint of a step a student under `run.revisions`. Raises `Problem`."""

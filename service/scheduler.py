@@ -15,7 +15,7 @@ from pathlib import Path
 from sqlalchemy.exc import SQLAlchemyError
 
 from etd_ds.contract import errors, launch, rundir
-from service import status, tail
+from service import status, tail, tracing
 from service.executors import Executor
 from service.queue import Outcome, Queue, Trainer
 from service.reserve import Reserve, is_full
@@ -200,6 +200,9 @@ class Scheduler:
             for job, outcome in zip(trainer.jobs, outcomes, strict=True):
                 became = outcome.verdict
                 log.info("%s is %s %s", job.id, became.status, became.code, extra={"job": job.id})
+                now, failed = time.time(), became.code if became.status == "failed" else ""
+                began = tail.began(rundir.RunDir(self._settings.runs / job.id).events) or now
+                tracing.stage(job.id, "attempt", began, now, error=failed, number=job.attempt, became=became.status)
 
     def _explain(self, job: Job, verdict: status.Verdict, words: str) -> tuple[status.Verdict, str]:
         """A failure's code and message: the trainer's own words, if it was able to leave any."""

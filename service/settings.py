@@ -165,6 +165,13 @@ def environment(name: str, default: str = "") -> str:
     return os.environ.get(f"ETD_JOBS_{name}", default)
 
 
+def traces_wanted() -> bool:
+    """Whether OpenTelemetry's variables name a receiver of traces."""
+    off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or os.environ.get("OTEL_TRACES_EXPORTER") == "none"
+    names = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    return not off and any(os.environ.get(name) for name in names)
+
+
 def cuda_devices() -> int:
     """CUDA devices of this machine by `nvidia-smi`; 0 if there are none."""
     try:

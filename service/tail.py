@@ -58,6 +58,11 @@ def extraction(path: Path) -> dict[str, object] | None:
     return None if found is None else found.model_dump(exclude={"type"})
 
 
+def began(path: Path) -> float | None:
+    """When the newest attempt began, as far as it is still known."""
+    return next((event.time for event in newest(path) if isinstance(event, events.Attempt)), None)
+
+
 def last_end(path: Path) -> events.End | None:
     """How the last attempt said it ended, if it was able to."""
     for event in newest(path):

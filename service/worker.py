@@ -7,6 +7,7 @@ import signal
 from types import FrameType
 
 from etd_ds.contract import errors
+from service import tracing
 from service.database import Database
 from service.executors.local import LocalExecutor
 from service.presence import Presence
@@ -56,5 +57,6 @@ def work(settings: Settings) -> int:
     scheduler.left.wait()
     scheduler.close()
     database.close()
+    tracing.close()
     presence.close()
     return 0 if asked else 1

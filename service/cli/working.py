@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from etd_ds.contract import errors, launch
+from service import tracing
 from service.queue import CLUSTER
 from service.settings import CPU_SLOTS, Settings, SlurmOptions, cuda_devices, environment
 
@@ -22,7 +23,8 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         entry = {"time": record.created, "level": record.levelname, "logger": record.name}
-        entry |= {"message": record.getMessage(), "job": getattr(record, "job", None)}
+        job = getattr(record, "job", None)
+        entry |= {"message": record.getMessage(), "job": job, "trace_id": tracing.trace_id(job)}
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
         return json.dumps(entry)
@@ -93,7 +95,8 @@ def read_flags(args: argparse.Namespace, *, slurm: SlurmOptions | None = None) -
 
 
 def set_up_log(args: argparse.Namespace) -> None:
-    """Lines on standard error, for people or as JSON."""
+    """Lines on standard error, for people or as JSON; and traces, if the environment asks for them."""
+    tracing.set_up()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     if args.log_json:
         logging.getLogger().handlers[0].setFormatter(JsonLines())

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from fastapi import Depends, Request
 
 from etd_ds.contract import rundir
+from service import tracing
 from service.keys import SCOPES
 from service.problems import Problem
 from service.routes.context import Context, Here
@@ -33,6 +34,7 @@ class Caller:
         found = self.here.store.get(job_id, tenant=self.tenant)
         if found is None:
             raise Problem(404, "job_not_found", "There is no such job.")
+        tracing.concerns(found.id)
         return found
 
     def run(self, job_id: str) -> rundir.RunDir:

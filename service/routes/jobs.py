@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import StringConstraints
 
 from etd_ds.contract import events
-from service import admission
+from service import admission, tracing
 from service.problems import Problem, documented
 from service.routes.access import Caller, Reader, Writer
 from service.routes.context import prefix, read_body
@@ -55,6 +55,7 @@ async def create(
         here.admission.admit, asked, tenant=who.tenant, key=idempotency_key or None, patience=patience
     )
     here.wake()
+    tracing.concerns(job.id)
     content = await run_in_threadpool(job_json, here, job, prefix(request))
     behind = job.status == "extracting"
     headers = {"Location": content["links"]["self"]} | ({} if new else {"Idempotent-Replayed": "true"})
