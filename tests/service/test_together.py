@@ -22,8 +22,8 @@ def steps(server: Server, job: dict) -> list[int]:
     return [event["step"] for event in server.client.events(job["id"]) if event["type"] == "step"]
 
 
-def alive(server: Server, job: dict) -> bool:
-    """Whether a supervisor was ever started for this very job."""
+def supervised(server: Server, job: dict) -> bool:
+    """Whether a supervisor was started for this very job."""
     return (server.run(job["id"]) / "supervisor").exists()
 
 
@@ -40,7 +40,7 @@ def test_jobs_that_agree_share_one_trainer_and_each_gives_its_student(server, bu
     ended = [server.client.wait(job["id"]) for job in (first, second, other)]
     assert [(job["status"], job["attempt"]) for job in ended] == [("succeeded", 1)] * 3
     assert [job["together_with"] for job in ended] == [None, first["id"], None]
-    assert [alive(server, job) for job in ended] == [True, False, True]
+    assert [supervised(server, job) for job in ended] == [True, False, True]
     assert ended[1]["log_tail"] == [f"etd-jobs: trained together with {first['id']}, whose log has what is printed"]
     for job in ended:
         assert steps(server, job) == [1, 2, 3, 4]
@@ -48,42 +48,29 @@ def test_jobs_that_agree_share_one_trainer_and_each_gives_its_student(server, bu
     assert server.client._http.get("/healthz").json()["slots"] == {"total": 1, "free": 1}
 
 
-@pytest.mark.parametrize("leaves", [0, 1])
-def test_one_of_them_is_cancelled_and_the_others_go_on(server, busy, leaves):
-    together = [server.client.create({**SMALL, "layers": layers}) for layers in (3, 2, 1)]
+def test_one_of_them_leaves_and_the_others_go_on(server, busy):
+    first, second, third = together = [server.client.create({**SMALL, "layers": layers}) for layers in (3, 2, 1)]
     leave(server, busy)
     for job in together:
         until(server, job, "step")
     metrics = server.client._http.get("/metrics").text
     assert 'etd_jobs{status="running"} 3' in metrics
     assert "etd_trainers 1" in metrics
-    gone = together.pop(leaves)
-    server.client.cancel(gone["id"])
-    assert server.client.wait(gone["id"])["status"] == "cancelled"
+    server.client.cancel(first["id"])
+    assert server.client.wait(first["id"])["status"] == "cancelled"
+    until(server, second, "step", step=2)
+    assert server.client.get(third["id"])["together_with"] == second["id"], "those that are left go on together"
+    server.client.pause(third["id"])
+    until(server, second, "step", step=3)
+    assert server.client.get(third["id"])["status"] == "paused"
     server.behave("go", "")
-    ended = [server.client.wait(job["id"]) for job in together]
-    assert [(job["status"], job["attempt"]) for job in ended] == [("succeeded", 2)] * 2
-    assert [job["together_with"] for job in ended] == [None, together[0]["id"]]
+    assert server.client.wait(second["id"])["status"] == "succeeded"
+    server.client.resume(third["id"])
+    server.client.retry(first["id"])
     for job in together:
-        assert steps(server, job) == [1, 2, 3, 4], "from the checkpoint that was written when the other left"
-    assert server.client.retry(gone["id"])["status"] in ("queued", "running")
-    assert server.client.wait(gone["id"])["status"] == "succeeded"
-    assert steps(server, gone) == [1, 2, 3, 4]
-
-
-def test_a_paused_one_goes_on_alone(server, busy):
-    together = [server.client.create(SMALL) for _ in range(2)]
-    leave(server, busy)
-    until(server, together[1], "step")
-    server.client.pause(together[1]["id"])
-    for event in server.client.events(together[1]["id"]):
-        if event["type"] == "status" and event["status"] == "paused":
-            break
-    server.behave("go", "")
-    assert server.client.wait(together[0]["id"])["status"] == "succeeded"
-    server.client.resume(together[1]["id"])
-    assert server.client.wait(together[1]["id"])["status"] == "succeeded"
-    assert [steps(server, job) for job in together] == [[1, 2, 3, 4]] * 2
+        assert server.client.wait(job["id"])["status"] == "succeeded"
+        assert steps(server, job) == [1, 2, 3, 4], "each time from the checkpoint that was written at leaving"
+    assert [server.client.get(job["id"])["attempt"] for job in together] == [2, 3, 3]
 
 
 def test_one_that_fails_takes_no_other_with_it(server, busy):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import postgres
 import psutil
 import pytest
+from safetensors.numpy import load_file
 from server_process import Server, until
 from worker_process import Worker
 
@@ -76,19 +78,6 @@ def steps(api: Server, job: dict) -> list[int]:
     return [event["step"] for event in api.client.events(job["id"]) if event["type"] == "step"]
 
 
-def test_a_server_without_executor_leaves_its_jobs_to_workers(api, workers):
-    job = api.client.create(SMALL)
-    assert job["queue"] == {"position": 1, "reason": "no worker is there"}
-    workers[0].start()
-    done = api.client.wait(job["id"])
-    assert (done["status"], done["attempt"], done["worker"]) == ("succeeded", 1, None)
-    health = api.client._http.get("/v1/healthz").json()
-    assert (health["workers"], health["slots"]) == ({"there": 1, "silent": 0}, {"total": 1, "free": 1})
-    assert 'etd_workers{state="there"} 1' in api.client._http.get("/metrics").text
-    refused = api.client._http.post("/v1/jobs", json={**SMALL, "gpus": 2})
-    assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "gpus")
-
-
 def test_a_machine_that_goes_down_loses_no_job(api, workers):
     a, b = workers
     a.start()
@@ -131,16 +120,24 @@ def test_a_restarted_worker_finds_its_jobs_again(api, workers):
 
 def test_a_worker_that_is_asked_to_go_hands_its_jobs_back(api, workers):
     a, b = workers
+    api.behave("trainer", "deaf")
+    job = api.client.create(SMALL)
+    assert job["queue"] == {"position": 1, "reason": "no worker is there"}
     a.start("--grace", "0.5", "--max-retries", "0")
-    job = at_step(api, "deaf")
+    until(api, job, "step")
+    refused = api.client._http.post("/v1/jobs", json={**SMALL, "gpus": 2})
+    assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "gpus")
     assert a.end(signal.SIGTERM) == 0, "it has what does not listen killed, which costs the job no try"
     waiting = api.client.get(job["id"])
     assert (waiting["status"], waiting["queue"]["reason"]) == ("queued", "no worker is there")
     go(api)
     b.start()
     done = api.client.wait(job["id"])
-    assert (done["status"], done["attempt"]) == ("succeeded", 2)
+    assert (done["status"], done["attempt"], done["worker"]) == ("succeeded", 2, None)
     assert steps(api, job) == [1, 2, 3, 4]
+    health = api.client._http.get("/v1/healthz").json()
+    assert (health["workers"], health["slots"]) == ({"there": 1, "silent": 0}, {"total": 1, "free": 1})
+    assert 'etd_workers{state="there"} 1' in api.client._http.get("/metrics").text
 
 
 def test_a_machine_that_comes_back_too_late_finds_its_trainer_fenced_off(api, workers, database):
@@ -162,6 +159,34 @@ def test_a_machine_that_comes_back_too_late_finds_its_trainer_fenced_off(api, wo
     found = steps(api, job)
     assert found == sorted(found), "the old trainer wrote nothing after the new one began"
     assert not any(lives(one) for one in asleep[1:]), "what it had is ended"
+
+
+def test_two_students_of_one_real_trainer(server, database, tmp_path):
+    """Two POSTs, extracted by the server, distilled by one trainer of a worker elsewhere, downloaded and loaded."""
+    text = tmp_path / "text.txt"
+    text.write_text(
+        "\n\n".join(f"Sentence {number} is about small encoders and what they keep." for number in range(80))
+    )
+    data = ["--data-dir", str(tmp_path / "data"), "--cache", str(server.cache), "--database", database]
+    command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--no-executor", *data]
+    server.launch([*command, "--corpus", f"small={text}"])
+    wanted = {"hidden": 192, "mode": "rand", "corpus": "small", "seq_length": 32, "batch_size": 4, "steps": 2,
+              "validation_sequences": 2, "log_every": 1}  # fmt: skip
+    made = [server.client.create({**wanted, "layers": layers}) for layers in (3, 2)]
+    worker = Worker(server, database, "a", ("--together", "2", "--lost-after", "300"), double=False).start()
+    ended = [server.client.wait(job["id"]) for job in made]
+    worker.end()
+    assert [job["status"] for job in ended] == ["succeeded"] * 2, ended
+    assert [job["together_with"] for job in ended] == [None, made[0]["id"]]
+    for job, layers in zip(ended, (3, 2), strict=True):
+        assert steps(server, job) == [1, 2]
+        server.client.pull(job["id"], tmp_path / job["id"])
+        loaded = load_file(tmp_path / job["id"] / "model.safetensors")
+        assert loaded["embeddings.word_embeddings.weight"].shape[1] == 192
+        assert {int(name.split(".")[2]) for name in loaded if name.startswith("encoder.layer.")} == set(range(layers))
+    log = (server.run(made[0]["id"]) / "log.txt").read_text()
+    assert log.count("start-up took") == 1, "one trainer"
+    assert all(f"{job['id']}/student is ready" in log for job in made)
 
 
 def test_sqlite_is_refused_since_it_is_for_one_machine(tmp_path, capsys, monkeypatch):

@@ -21,13 +21,16 @@ class Worker:
     database: str
     name: str
     options: tuple[str, ...] = ()
+    double: bool = True
+    """Whether trainers without maths stand in for the real one."""
     process: subprocess.Popen[str] | None = None
 
     def start(self, *more: str) -> Worker:
         server = self.server
         command = [sys.executable, "-m", "service.cli", "worker", "--cpu", "--name", self.name, "--slots", "1"]
         command += ["--data-dir", str(server.root / "data"), "--cache", str(server.cache), "--database", self.database]
-        command += ["--trainer-command", shlex.join((sys.executable, str(DOUBLES / "trainer.py")))]
+        if self.double:
+            command += ["--trainer-command", shlex.join((sys.executable, str(DOUBLES / "trainer.py")))]
         command += ["--backoff", "0.01", "--lost-after", "6", "--lease", "1", "--tick", "0.1", *self.options, *more]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
