@@ -82,8 +82,10 @@ class Workshop:
     # ---------------------------------------------------------------- training
 
     def _groups(self, cast: Sequence[Member]) -> list[list[Member]]:
-        """Unfinished runs that may share a teacher and every batch: those that differ in nothing else."""
-        alike: dict[str, list[Member]] = {}
+        """Unfinished runs that may share a teacher and every batch: those that differ in nothing else, and stand at
+        the same step. (A trainer begins at the newest step that all its students have.)
+        """
+        alike: dict[tuple[str, frozenset[str]], list[Member]] = {}
         for member in cast:
             if member.run.read_result() is None:
                 alike.setdefault(member.run.read_job().alike(), []).append(member)

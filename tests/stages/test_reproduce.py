@@ -162,6 +162,19 @@ def test_relative_folders_are_those_of_the_command(tmp_path: Path, monkeypatch: 
     assert (seen[0].out, seen[0].cache, seen[0].data) == (tmp_path / "out", tmp_path / "cache", tmp_path / "data")
 
 
+def test_an_interrupted_run_is_not_set_back_by_fresh_ones(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(OWN)
+    asked = reproduction.Reproduction(recipes=recipes.read(file), scale="tiny", seeds=(0,), rows=("Random", "Drawn"))
+    cast = reproduction.members(tmp_path, asked)
+    for member in cast:
+        reproduction.lay(member.run, asked.job(member))
+    workshop = reproduce.Workshop(tmp_path, tmp_path)
+    assert workshop._groups(cast) == [cast]
+    (cast[0].run.checkpoints / "step-00000002").mkdir(parents=True)
+    assert workshop._groups(cast) == [[cast[0]], [cast[1]]]
+
+
 class Gone(subprocess.Popen):
     """A child that ends, and is waited for elsewhere, right after it was seen alive."""
 
