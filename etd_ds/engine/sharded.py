@@ -24,6 +24,8 @@ def sharded(module: nn.Module, precision: Dtype) -> Callable[..., Any]:
         "fp16": {"enabled": precision == "fp16"},
         "steps_per_print": 2**62,
     }
+    # parameter by parameter, so that no rank's GPU ever holds all of them
+    deepspeed.zero.Init(module=module, config_dict_or_path=config)
     engine, *_ = deepspeed.initialize(model=module, config=config, dist_init_required=False)
     engine.eval()
     function: Callable[..., Any] = engine

@@ -13,7 +13,6 @@ import torch
 
 from etd_ds import data
 from etd_ds.bert import checkpoint as bert_checkpoint
-from etd_ds.bert.encoder import Packed
 from etd_ds.contract import errors, events, rundir, shape, spec
 from etd_ds.data import tokenize
 from etd_ds.data.corpus import Corpus
@@ -27,7 +26,7 @@ from etd_ds.engine import checkpoint, config
 from etd_ds.engine.ranks import Ranks, hardware, leave
 from etd_ds.engine.runtime import Engine
 from etd_ds.engine.sharded import sharded
-from etd_ds.losses import OBJECTIVES, Objective, Taps
+from etd_ds.losses import OBJECTIVES, Objective
 from etd_ds.stages import calibrate
 from etd_ds.stages.export import export
 from etd_ds.stages.seat import Seat
@@ -194,9 +193,7 @@ class Trainer:
         distillers = [self._distiller(seat, teacher.config) for seat in seats]
         # the engines below are made by collectives, and one machine may take long to read its models
         ranks.meet("models")
-        guide: Callable[[Packed], Taps] = Guide(teacher, *(x.objective for x in distillers)).to(ranks.device)
-        if job.shard_teacher:
-            guide = sharded(guide, self.settings.precision)
+        guide = Guide(teacher, *(distiller.objective for distiller in distillers))
         stream = Stream(
             corpus.train, batch_size=job.batch_size, seed=job.seed, rank=ranks.rank, world_size=ranks.world_size
         )
@@ -210,7 +207,7 @@ class Trainer:
             seq_length=job.seq_length,
             pad_to=job.seq_length if job.tinybert_compat else None,
             ranks=ranks,
-            guide=guide,
+            guide=sharded(guide, self.settings.precision) if job.shard_teacher else guide.to(ranks.device),
             stream=Ahead(stream, pin_memory=ranks.device.type == "cuda"),
             validation=corpus.validation,
             stop=self.stop,
