@@ -88,7 +88,8 @@ class Workshop:
         alike: dict[tuple[str, frozenset[str]], list[Member]] = {}
         for member in cast:
             if member.run.read_result() is None:
-                alike.setdefault(member.run.read_job().alike(), []).append(member)
+                saved = frozenset(path.name for path in member.run.checkpoints.glob("step-*"))
+                alike.setdefault((member.run.read_job().alike(), saved), []).append(member)
         return [
             same[first : first + self.together]
             for same in alike.values()
