@@ -30,7 +30,7 @@ def _no_bool(value: object) -> object:
 # In these the students of one trainer may differ; all else they share, down to the batch.
 OWN = frozenset(
     ("layers", "hidden", "ffn", "mode", "layer_selection", "reverse", "hidden_consistency", "objective",
-     "importance_sentences", "importance_reduction", "mlm_head_steps", "learning_rate", "warmup_ratio",
+     "importance_sentences", "importance_reduction", "mlm_head_steps", "refit", "learning_rate", "warmup_ratio",
      "weight_decay", "max_grad_norm", "dropout", "keep_checkpoints", "log_every", "gpus", "nodes", "deepspeed")
 )  # fmt: skip
 Count = Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_no_bool)]
