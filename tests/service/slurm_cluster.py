@@ -16,11 +16,11 @@ NEEDED = ("slurmctld", "slurmd", "sbatch", "squeue", "srun", "munged")
 NODES = 2
 
 
-def missing() -> str:
-    """Why there can be no cluster here; empty if there can."""
-    lacking = [name for name in NEEDED if shutil.which(name) is None]
+def missing(*more: str) -> str:
+    """Why there can be no cluster here; empty if there can. `more` are further programs that it takes."""
+    lacking = [name for name in (*NEEDED, *more) if shutil.which(name) is None]
     if lacking:
-        return f"no {', '.join(lacking)}: apt-get install slurmctld slurmd slurm-client munge"
+        return f"no {', '.join(lacking)}: apt-get install slurmctld slurmd slurm-client munge [slurmdbd mariadb-server]"
     return "" if os.geteuid() == 0 else "the daemons of a cluster need root"
 
 
@@ -30,6 +30,8 @@ class Cluster:
 
     folder: Path
     ports: tuple[int, ...] = ()
+    accounting: bool = False
+    """With slurmdbd: only the account `lab` may run jobs."""
 
     @property
     def conf(self) -> Path:
@@ -38,11 +40,12 @@ class Cluster:
     def start(self) -> None:
         if not self.ports:
             self.ports = tuple(launch.free_port() for _ in range(1 + NODES))
+        env = {**os.environ, **({"ACCOUNTING": str(launch.free_port())} if self.accounting else {})}
         command = [str(SCRIPTS / "start.sh"), str(self.folder), *map(str, self.ports)]
         # the daemons keep what they get: a pipe would never end
         log = self.folder.with_suffix(".log")
         with log.open("ab") as out:
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=90)
+            done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=90)
         assert done.returncode == 0, log.read_text()
 
     def stop(self) -> None:

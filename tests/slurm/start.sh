@@ -3,7 +3,8 @@
 # Usage: start.sh FOLDER PORT...   (a port for the controller, then one for each node; needs root)
 # A second call starts what has died meanwhile. Afterwards: export SLURM_CONF=FOLDER/slurm.conf
 # Environment: GPUS (per node, default 2), CPUS (per node, default 4), NODE_TIMEOUT (seconds, default 5),
-# JOB_AGE (seconds that the controller remembers ended jobs, default 300)
+# JOB_AGE (seconds that the controller remembers ended jobs, default 300), ACCOUNTING (a port: with slurmdbd and MariaDB,
+# and only the account `lab` may run jobs)
 set -euo pipefail
 LAB=$1 CONTROL=$2
 shift 2
@@ -81,6 +82,13 @@ SlurmdTimeout=${NODE_TIMEOUT:-5}
 InactiveLimit=0
 GresTypes=gpu
 END
+  [ -z "${ACCOUNTING:-}" ] || cat <<END
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort=$ACCOUNTING
+AccountingStoragePass=$LAB/munge/socket
+AccountingStorageEnforce=associations,limits
+END
   number=0
   for port in "$@"; do
     number=$((number + 1))
@@ -90,6 +98,8 @@ END
   echo "PartitionName=spare Nodes=n[1-$NODES] MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=10"
 } >"$SLURM_CONF"
 
+# shellcheck source=accounting.sh
+[ -z "${ACCOUNTING:-}" ] || . "$(dirname "${BASH_SOURCE[0]}")/accounting.sh"
 alive "$LAB/pid/slurmctld.pid" || slurmctld
 wait_for 15 scontrol ping
 for ((node = 1; node <= NODES; node++)); do

@@ -10,9 +10,9 @@ if [ -s "$LAB/pid/slurmctld.pid" ]; then
     sleep 0.2
   done
 fi
-for file in "$LAB"/pid/n*.pid "$LAB/pid/slurmctld.pid" "$LAB/pid/munged.pid"; do
+for file in "$LAB"/pid/n*.pid "$LAB"/pid/{slurmctld,slurmdbd,mariadb,munged}.pid; do
   pid=$(tr -d ' \n' <"$file" 2>/dev/null) || continue
-  if [ -z "$pid" ] || ! grep -qE 'slurm|munge' "/proc/$pid/cmdline" 2>/dev/null; then continue; fi
+  if [ -z "$pid" ] || ! grep -qE 'slurm|munge|mariadb' "/proc/$pid/cmdline" 2>/dev/null; then continue; fi
   kill "$pid"
   for _ in $(seq 50); do
     if ! kill -0 "$pid" 2>/dev/null || grep -q '^State:[[:space:]]*Z' "/proc/$pid/status"; then break; fi
