@@ -1,12 +1,15 @@
 # The job service and its trainers with CUDA; also the image of one rank on a cluster (`--slurm-image`).
 #   docker build -f docker/trainer.Dockerfile -t etd-ds-trainer .
 # DeepSpeed's operators that we use are compiled here, so that no job compiles them when it starts.
-ARG CUDA=13.0.1
-ARG SYSTEM=ubuntu24.04
+ARG DEVEL=nvidia/cuda:13.0.1-devel-ubuntu24.04
+ARG BASE=nvidia/cuda:13.0.1-base-ubuntu24.04
 
-FROM nvidia/cuda:${CUDA}-devel-${SYSTEM} AS build
+# hadolint ignore=DL3006
+FROM ${DEVEL} AS build
 # The GPUs that are compiled for: A100, RTX 30 and A40, RTX 40 and L40, H100 and H200.
 ARG TORCH_CUDA_ARCH_LIST="8.0;8.6;8.9;9.0"
+# The operators that are compiled; only the second needs no CUDA.
+ARG OPERATORS="DS_BUILD_FUSED_ADAM=1 DS_BUILD_CPU_ADAM=1"
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -19,7 +22,7 @@ COPY pyproject.toml constraints.txt embedded.lock README.md LICENSE ./
 RUN version=$(sed -n 's/^torch==//p' constraints.txt) \
  && pip install -c constraints.txt "torch==${version}" setuptools wheel ninja packaging psutil py-cpuinfo
 RUN version=$(sed -n 's/^deepspeed==//p' constraints.txt) \
- && DS_BUILD_FUSED_ADAM=1 DS_BUILD_CPU_ADAM=1 \
+ && env ${OPERATORS} \
     pip install --no-build-isolation --no-binary deepspeed -c constraints.txt "deepspeed==${version}"
 RUN mkdir etd_ds service && touch etd_ds/__init__.py service/__init__.py \
  && pip install -c constraints.txt -e '.[postgres,s3]' \
@@ -29,7 +32,8 @@ COPY service service
 COPY ds_configs ds_configs
 RUN python -m compileall -q etd_ds service
 
-FROM nvidia/cuda:${CUDA}-base-${SYSTEM}
+# hadolint ignore=DL3006
+FROM ${BASE}
 # Triton and torch.compile call the C compiler when a kernel runs for the first time.
 # hadolint ignore=DL3008
 RUN apt-get update \
