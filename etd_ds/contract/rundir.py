@@ -60,6 +60,11 @@ class RunDir:
         return self.root / "events.jsonl"
 
     @property
+    def tensorboard(self) -> Path:
+        """The numbers among the events, for TensorBoard, where the spec asks for them."""
+        return self.root / "tensorboard"
+
+    @property
     def log(self) -> Path:
         """Everything the launcher and the trainer print."""
         return self.root / "log.txt"

@@ -31,7 +31,8 @@ def _no_bool(value: object) -> object:
 OWN = frozenset(
     ("layers", "hidden", "ffn", "mode", "layer_selection", "reverse", "hidden_consistency", "objective",
      "importance_sentences", "importance_reduction", "mlm_head_steps", "refit", "learning_rate", "warmup_ratio",
-     "weight_decay", "max_grad_norm", "dropout", "keep_checkpoints", "log_every", "gpus", "nodes", "deepspeed")
+     "weight_decay", "max_grad_norm", "dropout", "keep_checkpoints", "log_every", "tensorboard", "gpus",
+     "nodes", "deepspeed")
 )  # fmt: skip
 Count = Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_no_bool)]
 # A teacher or corpus: an alias, a hub id with an optional pinned revision, or (from the shell only) a folder.
@@ -144,6 +145,8 @@ class JobSpec(BaseModel):
     """Steps between measurements of the held-out loss."""
     log_every: Count = 10
     """Steps between progress events."""
+    tensorboard: bool = False
+    """Write the numbers of the progress events for TensorBoard too, into the run folder's `tensorboard/`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

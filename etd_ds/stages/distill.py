@@ -17,6 +17,8 @@ from etd_ds.contract import errors, events, rundir, shape, spec
 from etd_ds.data import tokenize
 from etd_ds.data.corpus import Corpus
 from etd_ds.data.stream import Ahead, Stream
+from etd_ds.distill import board
+from etd_ds.distill.board import Board
 from etd_ds.distill.display import Display
 from etd_ds.distill.learner import Learner
 from etd_ds.distill.loop import Loop, Rhythm
@@ -61,6 +63,8 @@ def check(runs: Sequence[rundir.RunDir], *, ds_config: Path, world_size: int) ->
                     f"{run.root} has {getattr(other, name)!r}",
                     field=name,
                 )
+        if other.tensorboard:
+            board.check()
     machine, content = hardware(), config.read(ds_config)
     return Settings(
         job=job,
@@ -180,12 +184,16 @@ class Trainer:
             )
         self.stop.step, self.stop.at_once = common, False
         if self.ranks.first:
-            seats[0].display = Display(steps, common)
+            seats[0].watchers.append(Display(steps, common))
+            for seat in seats:
+                if seat.job.tensorboard:
+                    seat.watchers.append(Board(seat.run.tensorboard, common))
         try:
             loop.run()
         finally:
-            if seats[0].display is not None:
-                seats[0].display.close()
+            for seat in seats:
+                while seat.watchers:
+                    seat.watchers.pop().close()
 
     def _loop(self, seats: Sequence[Seat], corpus: Corpus, steps: int) -> Loop:
         job, ranks = self.job, self.ranks

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 from torch import Tensor
 
 from etd_ds.contract import events, rundir
-from etd_ds.distill.display import Display
 from etd_ds.engine import checkpoint
 from etd_ds.stages.attempt import Attempt
+
+
+class Watcher(Protocol):
+    """Shows events to a person, somewhere."""
+
+    def show(self, event: events.Event) -> None: ...
+    def close(self) -> None: ...
 
 
 class Seat:
@@ -18,14 +25,14 @@ class Seat:
     def __init__(self, run: rundir.RunDir, attempt: Attempt | None) -> None:
         self.run, self.attempt = run, attempt
         self.job = run.read_job()
-        self.display: Display | None = None
+        self.watchers: list[Watcher] = []
 
     def say(self, event: events.Event) -> None:
-        """Append an event, and show it to a person."""
+        """Append an event, and show it to whoever watches."""
         if self.attempt is not None:
             self.attempt.say(event)
-            if self.display is not None:
-                self.display.show(event)
+            for watcher in self.watchers:
+                watcher.show(event)
 
     def warn(self, message: str) -> None:
         """Say what a person should know."""
