@@ -15,6 +15,7 @@ import httpx
 from typing_extensions import Self
 
 from etd_ds.contract import rundir
+from service import pulling
 
 ENDED = frozenset(("succeeded", "failed", "cancelled"))
 _RECONNECT_SECONDS = 1.0
@@ -166,55 +167,32 @@ class Client:
         return self.get(job_id)
 
     def pull(
-        self, job_id: str, folder: Path, *, progress: Callable[[int, int], None] | None = None
+        self,
+        job_id: str,
+        folder: Path,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        connections: int = 4,
     ) -> builtins.list[Path]:
-        """Download the student's files into `folder`, check their sha256, continue what was cut off before."""
+        """Download the student's files into `folder`, in pieces over several connections, and check their sha256.
+
+        What was cut off before goes on; `progress` gets the bytes done and their total, from any thread.
+        """
         job = self.get(job_id)
         if job["result"] is None:
             raise ServiceError(409, {"detail": f"{job_id} is {job['status']}, so it has no student to download"})
         folder.mkdir(parents=True, exist_ok=True)
-        files = {name: rundir.FileDigest(size=one["size"], sha256=one["sha256"])
-                 for name, one in job["result"]["files"].items()}  # fmt: skip
-        total, done = sum(one.size for one in files.values()), 0
-        found = []
-        for name, digest in sorted(files.items()):
+        files = {}
+        for name, one in job["result"]["files"].items():
             if Path(name).name != name:
                 raise ServiceError(0, {"detail": f"the service names a file {name!r}, which is no plain name"})
-            target = folder / name
-            if not (target.is_file() and rundir.digest(target) == digest):
-                self._pull_file(job_id, target, digest, _shifted(progress, done, total))
-            done += digest.size
-            if progress is not None:
-                progress(done, total)
-            found.append(target)
-        return found
-
-    def _pull_file(self, job_id: str, target: Path, digest: rundir.FileDigest, progress: Callable[[int], None]) -> None:
-        part = target.with_name(f".{target.name}.part")
-        for _ in range(_RECONNECTS):
-            have = part.stat().st_size if part.exists() else 0
-            if have >= digest.size:
-                break
-            headers = {"Range": f"bytes={have}-", "If-Range": f'"{digest.sha256}"'} if have else {}
-            with (
-                contextlib.suppress(httpx.TransportError),
-                self._http.stream(
-                    "GET", f"/v1/jobs/{job_id}/student/{target.name}", headers=headers, follow_redirects=True
-                ) as response,
-            ):
-                if response.is_error:
-                    response.read()
-                    self._checked(response)
-                with part.open("ab" if response.status_code == 206 else "wb") as out:
-                    for chunk in response.iter_bytes(1 << 20):
-                        out.write(chunk)
-                        progress(out.tell())
-        if digest.size == 0:
-            part.touch()
-        if not part.exists() or rundir.digest(part) != digest:
-            part.unlink(missing_ok=True)
-            raise ServiceError(0, {"detail": f"{target.name}: what arrived has not the sha256 that was published"})
-        part.replace(target)
+            digest = rundir.FileDigest(size=one["size"], sha256=one["sha256"])
+            files[name] = (f"/v1/jobs/{job_id}/student/{name}", digest)
+        try:
+            pulling.Pull(self._http, self._checked, connections=connections, progress=progress).run(folder, files)
+        except (pulling.Damaged, pulling.Unanswered) as failure:
+            raise ServiceError(0, {"detail": str(failure)}) from None
+        return [folder / name for name in sorted(files)]
 
     def _events_once(self, job_id: str, after: int | None) -> Iterator[dict[str, Any]]:
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": str(after)} if after is not None else {})
@@ -242,13 +220,3 @@ class Client:
         with contextlib.suppress(ValueError):
             problem = response.json()
         raise ServiceError(response.status_code, problem if isinstance(problem, dict) else {})
-
-
-def _shifted(progress: Callable[[int, int], None] | None, base: int, total: int) -> Callable[[int], None]:
-    """Progress of one file as progress of all."""
-
-    def report(done: int) -> None:
-        if progress is not None:
-            progress(base + done, total)
-
-    return report

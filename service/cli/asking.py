@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from etd_ds.contract import flags
@@ -224,6 +232,7 @@ def _run_ask(args: argparse.Namespace) -> int:
 def _pull(commands: Any) -> None:
     parser = _client_parser(commands, "pull", "download a student, checked against its sha256; continues when cut off")
     parser.add_argument("folder", type=Path, nargs="?", help="where to (default: a folder named like the job)")
+    parser.add_argument("--connections", type=int, default=4, help="how many at once (default: %(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=_run_pull)
 
@@ -233,11 +242,12 @@ def _run_pull(args: argparse.Namespace) -> int:
     console = Console(stderr=True)
     with (
         _client(args) as client,
-        Progress(BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console,
+        Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), console=console,
                  disable=args.quiet or not console.is_terminal) as bar,
     ):  # fmt: skip
         line = bar.add_task("", total=None)
-        client.pull(args.job, folder, progress=lambda done, total: bar.update(line, completed=done, total=total))
+        client.pull(args.job, folder, connections=args.connections,
+                    progress=lambda done, total: bar.update(line, completed=done, total=total))  # fmt: skip
     print(folder)
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -110,4 +111,9 @@ def respond(request: Request, content: artifacts.Content, kind: str, more: Mappi
     headers["Content-Length"] = str(end - start)
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=kind)
-    return StreamingResponse(content.read(start, end), status, headers=headers, media_type=kind)
+    chunks = content.read(start, end)
+    try:
+        first = next(chunks, b"")  # before the status is sent, so that what is gone is not a cut connection
+    except FileNotFoundError:
+        raise Problem(404, "file_not_found", "The file is gone: the job was deleted just now, or is damaged.") from None
+    return StreamingResponse(itertools.chain((first,), chunks), status, headers=headers, media_type=kind)

@@ -199,19 +199,13 @@ def test_events_replay_from_any_offset_as_stream_and_as_list(http, done):
     assert http.get(url, headers={"Last-Event-ID": "abc"}).status_code == 422
 
 
-def test_pull_checks_what_arrives_and_continues(http, done, tmp_path):
+def test_pull_brings_the_files_and_nothing_else(http, done, tmp_path):
     http.server.client.pull(done["id"], tmp_path)
-    name, digest = "vocab.txt", done["result"]["files"]["vocab.txt"]
-    whole = (tmp_path / name).read_bytes()
-    (tmp_path / name).unlink()
-    (tmp_path / f".{name}.part").write_bytes(whole[:100])
-    http.server.client.pull(done["id"], tmp_path)
-    assert (tmp_path / name).read_bytes() == whole
-    (tmp_path / name).unlink()
-    (tmp_path / f".{name}.part").write_bytes(b"wrong" * 20)
-    with pytest.raises(ServiceError, match="sha256"):
-        http.server.client.pull(done["id"], tmp_path)
-    assert digest["size"] == len(whole)
+    assert {path.name for path in tmp_path.iterdir()} == set(done["result"]["files"])
+    seen = []
+    http.server.client.pull(done["id"], tmp_path, progress=lambda *numbers: seen.append(numbers))
+    total = sum(one["size"] for one in done["result"]["files"].values())
+    assert seen[-1] == (total, total), "what is there is not fetched again"
 
 
 def test_the_server_says_what_it_is(http):
