@@ -14,6 +14,7 @@ from pathlib import Path
 from etd_ds.contract import launch
 
 _TOOL = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))), None)
+TOOLS = _TOOL.parent if _TOOL else Path()
 
 
 def missing() -> bool:
