@@ -26,6 +26,8 @@ CLUSTER = "slurm"
 """The worker that stands for a whole Slurm cluster."""
 SILENT = 60.0
 """Seconds without a word after which a worker does not count as there."""
+RENEWED = 2 / 3
+"""A lease has at least this share of its time left after it was asked for."""
 _FORGOTTEN = 86400.0
 
 
@@ -189,11 +191,16 @@ class Queue:
         """
         with self._database.write() as connection:
             now = self._database.now(connection)
-            here = workers.update().where(workers.c.name == worker).values(seen=now, draining=draining)
-            if connection.execute(here).rowcount == 0:
+            me = workers.c.name == worker
+            row = connection.execute(sa.select(workers.c.seen, workers.c.draining).where(me)).first()
+            if row is None:
                 return None
+            # what is said again and again is written only when it is about to be old: each time costs a sync
+            if now - row.seen > SILENT / 12 or row.draining != draining:
+                connection.execute(workers.update().where(me).values(seen=now, draining=draining))
             running = sa.and_(jobs.c.status == "running", jobs.c.worker == worker)
-            ours = sa.or_(jobs.c.lease_owner == owner, jobs.c.lease_until < now)
+            old = sa.and_(jobs.c.lease_owner == owner, jobs.c.lease_until < now + seconds * RENEWED)
+            ours = sa.or_(old, jobs.c.lease_until < now)
             connection.execute(jobs.update().where(running, ours).values(lease_owner=owner, lease_until=now + seconds))
             return list(_trainers(connection, running, jobs.c.lease_owner == owner))
 

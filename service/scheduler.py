@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from etd_ds.contract import errors, launch, rundir
 from service import status, tail, tracing
 from service.executors import Executor
-from service.queue import Outcome, Queue, Trainer
+from service.queue import RENEWED, Outcome, Queue, Trainer
 from service.reserve import Reserve, is_full
 from service.settings import Settings
 from service.storage import Storage
@@ -134,7 +134,7 @@ class Scheduler:
 
     def _start(self, executor: Executor, trainer: Trainer, since: float) -> None:
         """Start it, unless the lease of `since` is over: another scheduler may have it by now."""
-        if time.time() - since <= self._settings.lease:
+        if time.time() - since < self._settings.lease * RENEWED:
             ids = [job.id for job in trainer.jobs]
             executor.start(ids, trainer.attempt, self._queue.held(trainer.id), trainer.jobs[0].priority)
 
@@ -148,6 +148,7 @@ class Scheduler:
                 raise
             log.exception("%s cannot be looked after", trainer.id, extra={"job": trainer.id})
             gone = not all((self._settings.runs / job.id).is_dir() for job in trainer.jobs)
+            gone = gone and self._settings.server_lock.exists()  # else the whole data folder is away
             if gone or isinstance(error, errors.EtdError):
                 words = "Its run folder is gone." if gone else str(error)
                 self._settle(trainer, [status.Seen(refused=True, words=words)] * len(trainer.jobs))

@@ -89,10 +89,10 @@ def _supervise(folder: Path, attempt: int, order: Order, lock: int) -> int | Non
     while (code := leader.poll()) is None:
         time.sleep(0.1)
         silent = time.time() - max(began, _changed(folder / f"{attempt}.held")) if leash else 0.0
-        if asked is None and (silent > leash / 2 or (folder / f"{attempt}.stop").exists()):
+        if asked is None and (silent > leash / 2 or _there(folder / f"{attempt}.stop")):
             asked = time.monotonic()
             terminate(folder / "lock", leader.pid)
-        if finished is None and all(Path(one).exists() for one in order["done"]):
+        if finished is None and all(_there(Path(one)) for one in order["done"]):
             finished = time.monotonic()
         # told to leave and did not, or done and cannot leave
         late = any(since is not None and time.monotonic() - since > grace for since in (asked, finished))
@@ -100,6 +100,14 @@ def _supervise(folder: Path, attempt: int, order: Order, lock: int) -> int | Non
             kill(folder / "lock", leader.pid)
     kill(folder / "lock", leader.pid)
     return code if asked is None or code in _OWN_WORDS else None
+
+
+def _there(file: Path) -> bool:
+    """Whether there is such a file; a shared folder that is away for a while must not end its watchman."""
+    try:
+        return file.exists()
+    except OSError:
+        return False
 
 
 def _changed(file: Path) -> float:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +63,20 @@ def test_when_nobody_renews_the_lease_it_ends_what_it_has(folder):
     assert (folder / "up").exists()
     assert recorded(folder, 2) is None, "that it was killed says nothing about it"
     assert shim.members(folder / "lock", None) == []
+
+
+def test_a_shared_folder_that_is_away_for_a_while_does_not_end_it(folder, monkeypatch):
+    exists = Path.exists
+
+    def away(path):
+        if path.name == "result" or (path.name == "2.stop" and (folder / "2.started").is_file()):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return exists(path)
+
+    order(folder, 2, "import time; time.sleep(0.3)")
+    monkeypatch.setattr(Path, "exists", away)
+    assert shim.main(folder, 2) == 0
+    assert recorded(folder, 2) == 0
 
 
 def test_what_is_done_and_cannot_leave_is_ended_when_all_of_it_is_done(folder):

@@ -176,7 +176,7 @@ def test_two_students_of_one_real_trainer(server, database, tmp_path):
     worker = Worker(server, database, "a", ("--together", "2", "--lost-after", "300"), double=False).start()
     ended = [server.client.wait(job["id"]) for job in made]
     worker.end()
-    assert [job["status"] for job in ended] == ["succeeded"] * 2, ended
+    assert [job["status"] for job in ended] == ["succeeded"] * 2, [job["log_tail"] for job in ended]
     assert [job["together_with"] for job in ended] == [None, made[0]["id"]]
     for job, layers in zip(ended, (3, 2), strict=True):
         assert steps(server, job) == [1, 2]
