@@ -84,13 +84,14 @@ class Queue:
     def register(self, name: str, *, host: str, count: int, lost_after: float) -> None:
         """Have a worker with `count` slots; one slot too many goes when its job has left it.
 
-        Raises `EtdError` when a living worker of another machine has this name, or is of the other kind.
+        Raises `EtdError` when a living worker of another machine has this name, or is of the other kind. One that is
+        never lost is the only one, from wherever it is looked after.
         """
         with self._database.write() as connection:
             now = self._database.now(connection)
             living = connection.execute(sa.select(workers).where(workers.c.seen > now - SILENT)).mappings().all()
             for other in living:
-                _agree(name, host, other)
+                _agree(name, host if lost_after else other["host"], other)
             row = {"host": host, "slots": count, "lost_after": lost_after, "seen": now, "draining": False}
             if connection.execute(workers.update().where(workers.c.name == name).values(row)).rowcount == 0:
                 connection.execute(workers.insert().values(name=name, **row))

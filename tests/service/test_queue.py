@@ -173,9 +173,11 @@ def test_a_worker_is_there_while_it_is_heard_of_and_takes_jobs(queue):
 
 
 def test_a_name_is_one_machines_and_a_database_of_one_kind(queue):
-    register(queue, slots=3)
+    register(queue, "a", slots=3, lost_after=300)
+    register(queue, "a", slots=2, lost_after=300)
     with pytest.raises(errors.EtdError, match="wanted another name"):
-        register(queue, slots=3, host="other")
+        register(queue, "a", slots=3, host="other", lost_after=300)
+    register(queue, slots=3, host="other")  # the embedded one: its host may have got another name
     with pytest.raises(errors.EtdError, match="one database for a Slurm cluster"):
         register(queue, CLUSTER, slots=3)
 
