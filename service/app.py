@@ -101,7 +101,7 @@ def create_app(settings: Settings) -> FastAPI:
         settings=settings,
         store=store,
         storage=storage,
-        news=publisher.again if publisher else lambda _: None,
+        publisher=publisher,
         queue=jobs_queue,
         keys=keys,
         outbox=outbox,

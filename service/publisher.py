@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import threading
+import time
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -31,6 +32,8 @@ class Publisher:
         self._wake = threading.Event()
         self._over = threading.Event()
         self._wait = _TICK
+        self.up_to_date = time.time()
+        """When everything was last seen to be in the bucket, by this server or by the one that is at it now."""
         self._thread = threading.Thread(target=self._loop, name="publisher", daemon=True)
 
     def start(self) -> None:
@@ -50,8 +53,11 @@ class Publisher:
         lock = os.open(self._settings.data_dir / "publisher.lock", os.O_RDWR | os.O_CREAT, 0o600)
         with contextlib.closing(os.fdopen(lock)):
             while not self._over.is_set():
-                with contextlib.suppress(BlockingIOError):
+                try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:  # another server is at it, and says how it goes
+                    self.up_to_date = time.time()
+                else:
                     self._try()
                 self._wake.wait(self._wait)
                 self._wake.clear()
@@ -67,7 +73,7 @@ class Publisher:
         except (OSError, SQLAlchemyError):
             log.exception("the publisher cannot work just now")
         else:
-            self._wait = _TICK
+            self._wait, self.up_to_date = _TICK, time.time()
 
     def round(self) -> None:
         """One look at everything that may have news."""

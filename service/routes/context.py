@@ -17,6 +17,7 @@ from service.limits import Limiter
 from service.metrics import Latencies
 from service.outbox import Outbox
 from service.problems import Problem
+from service.publisher import Publisher
 from service.queue import Queue
 from service.settings import Settings
 from service.storage import Storage
@@ -41,8 +42,8 @@ class Context:
     """Makes the scheduler look at once."""
     scheduler_seen: Callable[[], float]
     """When the scheduler last worked."""
-    news: Callable[[str], None]
-    """Says that a job may have something new to publish."""
+    publisher: Publisher | None
+    """Brings what runs publish to the bucket; none: there is no bucket."""
     draining: bool = False
     """Set when the server is asked to go; open streams then end."""
     version: str = ""
@@ -86,5 +87,6 @@ def published(here: Context, run: rundir.RunDir, name: str) -> revisions.Revisio
     if step is None:
         return None
     here.extractor.revision(run, step)
-    here.news(run.root.name)
+    if here.publisher is not None:
+        here.publisher.again(run.root.name)
     return revisions.of_run(run)[f"step-{step}"]

@@ -86,6 +86,7 @@ def metrics(who: Operator) -> PlainTextResponse:
         *gauge("etd_webhooks_waiting", [({}, here.outbox.waiting())]),
         *gauge("etd_extraction_ready", [({}, here.extractor.ready)]),
         *gauge("etd_disk_free_bytes", [({}, shutil.disk_usage(here.settings.data_dir).free)]),
+        *(gauge("etd_unpublished_seconds", [({}, time.time() - here.publisher.up_to_date)]) if here.publisher else ()),
         *here.latencies.lines(),
     ]
     return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4; charset=utf-8")

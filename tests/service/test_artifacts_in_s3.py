@@ -51,6 +51,12 @@ def published(server, job, name="student/model.safetensors"):
         time.sleep(0.05)
 
 
+def behind(server):
+    """For how long the bucket has not had everything, as the metrics say it."""
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("etd_unpublished_seconds "))
+
+
 def test_clients_are_sent_to_the_bucket_and_get_what_was_published(kept, tmp_path):
     server, job, objects = kept
     published(server, job)
@@ -105,12 +111,14 @@ def test_while_the_bucket_is_away_nothing_is_lost(there, tmp_path, monkeypatch):
             job, other = (server.client.wait(server.client.create(SMALL)["id"]) for _ in range(2))
             server.client.pull(job["id"], tmp_path / "student")
             assert not (server.run(job["id"]) / RECORD).exists()
+            assert behind(server) > 1
             server.client.delete(other["id"])
             assert [one.name for one in (server.root / "data" / "incoming").iterdir()] == [f"gone-{other['id']}"]
             proxy.cuts_left = 0
             server.end()
             server.start()
             published(server, job)
+            assert behind(server) < 60
             assert not list((server.root / "data" / "incoming").iterdir())
         finally:
             said = server.end()
