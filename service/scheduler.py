@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -85,6 +85,9 @@ class Scheduler:
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(timeout=30)
+        if self._executor is not None:
+            with suppress(SQLAlchemyError):  # then it falls silent instead
+                self._queue.leave(self._settings.worker)
 
     def _loop(self) -> None:
         try:
@@ -129,7 +132,6 @@ class Scheduler:
             with self._bearing(new):
                 self._start(executor, new, since)
         if self._handing_back.is_set() and not trainers:
-            self._queue.leave(settings.worker)
             self._over.set()
 
     def _start(self, executor: Executor, trainer: Trainer, since: float) -> None:
