@@ -7,13 +7,23 @@ from pathlib import Path
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of `etd-ds reproduce`")
-    parser.add_argument("--into", type=Path, metavar="DIR", help="folder of the report (default: DIR/report)")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--out", type=Path, metavar="DIR", help="the folder of `etd-ds reproduce`")
+    source.add_argument("--results", type=Path, metavar="FILE", help="a report's results.json instead")
+    parser.add_argument("--into", type=Path, metavar="DIR", help="folder of the report (default: report, beside them)")
+    parser.add_argument("--table", action="store_true", help="print one table of all rows and write nothing")
 
 
 def run(args: argparse.Namespace) -> int:
-    from etd_ds.stages import report
+    from etd_ds.stages import findings, report, reproduction
 
-    for path in report.write(args.out, args.into or args.out / "report"):
+    if args.results:
+        found, beside = findings.read(args.results), args.results.parent
+    else:
+        found, beside = findings.collect(args.out, reproduction.read(args.out)), args.out
+    if args.table:
+        print(report.summary(found))
+        return 0
+    for path in report.write(found, args.into or beside / "report"):
         print(path)
     return 0

@@ -25,9 +25,21 @@ class Bullets(NamedTuple):
     items: Sequence[str]
 
 
+class Code(NamedTuple):
+    """Text as it is typed."""
+
+    text: str
+
+
 class Section(NamedTuple):
     heading: str
-    parts: Sequence[str | Table | Picture | Bullets]
+    parts: Sequence[str | Table | Picture | Bullets | Code]
+
+
+def table(of: Table) -> str:
+    """GitHub's Markdown of a table."""
+    lines = [of.headings, ["---", *["---:"] * (len(of.headings) - 1)], *of.rows]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
 
 
 def markdown(title: str, sections: Sequence[Section]) -> str:
@@ -38,8 +50,9 @@ def markdown(title: str, sections: Sequence[Section]) -> str:
         for part in section.parts:
             match part:
                 case Table():
-                    lines = [part.headings, ["---", *["---:"] * (len(part.headings) - 1)], *part.rows]
-                    blocks.append("\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines))
+                    blocks.append(table(part))
+                case Code():
+                    blocks.append(f"```sh\n{part.text}\n```")
                 case Picture():
                     blocks.append(f"![{_plain(part.shows)}]({part.file})")
                 case Bullets():
@@ -64,6 +77,8 @@ def html(title: str, sections: Sequence[Section]) -> str:
                     body.append(f'<img src="{escape(part.file)}" alt="{escape(part.shows)}">')
                 case Bullets():
                     body.append("<ul>" + "".join(f"<li>{escape(item)}</li>" for item in part.items) + "</ul>")
+                case Code():
+                    body.append(f"<pre>{escape(part.text)}</pre>")
                 case str():
                     body.append(f"<p>{escape(part)}</p>")
     return _PAGE.format(title=escape(title), body="\n".join(body))

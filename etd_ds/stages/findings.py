@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from statistics import mean
 
-from etd_ds.contract import events, rundir
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from etd_ds.contract import errors, events, rundir
 from etd_ds.evaluate import curves, tasks
 from etd_ds.evaluate.curves import Curve
 from etd_ds.evaluate.summaries import Summary
 from etd_ds.stages.reproduction import TEACHER, Member, Reproduction, members
 
 
-@dataclass(frozen=True)
-class Finished:
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class About(_Data):
+    """Where and by what findings were made."""
+
+    python: str
+    versions: dict[str, str]
+    processor: str
+    cores: int
+    memory_gib: float
+
+
+class Finished(_Data):
     """One run that has succeeded."""
 
-    member: Member
+    seed: int
     plan: rundir.Plan
     objective: str
     curve: Curve
@@ -34,8 +51,10 @@ class Finished:
         return self.curve.points[-1].step * self.curve.flops_per_step
 
 
-@dataclass(frozen=True)
-class Findings:
+class Findings(_Data):
+    """All numbers of a reproduction; as JSON they can be kept, and reported without its folders."""
+
+    about: About
     asked: Reproduction
     runs: dict[str, dict[int, Finished]]
     """Row name -> seed -> run, those that are finished."""
@@ -90,7 +109,38 @@ def collect(out: Path, asked: Reproduction) -> Findings:
             missing.append(f"{member.row.name}, seed {member.seed}")
         else:
             runs.setdefault(member.row.name, {})[member.seed] = found
-    return Findings(asked, runs, _summaries(out / "scores" / TEACHER), tuple(missing))
+    teacher = _summaries(out / "scores" / TEACHER)
+    return Findings(about=_about(), asked=asked, runs=runs, teacher=teacher, missing=tuple(missing))
+
+
+def read(file: Path) -> Findings:
+    """Findings kept as JSON. Raises `EtdError`."""
+    try:
+        return Findings.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise errors.EtdError(f"results: cannot read {file}: {error.strerror}", field="results") from None
+    except ValidationError as error:
+        raise errors.EtdError(f"results: {file} holds no findings of ours: {error}", field="results") from None
+
+
+def _about() -> About:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return About(
+        python=platform.python_version(),
+        versions={name: metadata.version(name) for name in ("etd-ds", "torch", "deepspeed", "transformers")},
+        processor=_processor(),
+        cores=len(os.sched_getaffinity(0)),
+        memory_gib=round(memory / 2**30, 1),
+    )
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _finished(member: Member) -> Finished | None:
@@ -102,13 +152,13 @@ def _finished(member: Member) -> Finished | None:
         return None
     attempts = [event for event in events.read(member.run.events) if isinstance(event, events.Attempt)]
     return Finished(
-        member,
-        plan,
-        job.objective,
-        curve,
-        curve.points[-1].step * curves.per_step(job, plan, mode="electra_compat"),
-        _summaries(member.scores),
-        attempts[-1].device if attempts else "",
+        seed=member.seed,
+        plan=plan,
+        objective=job.objective,
+        curve=curve,
+        paper_flops=curve.points[-1].step * curves.per_step(job, plan, mode="electra_compat"),
+        scores=_summaries(member.scores),
+        device=attempts[-1].device if attempts else "",
     )
 
 

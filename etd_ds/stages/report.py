@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from etd_ds import __version__
 from etd_ds.contract import rundir
 from etd_ds.evaluate.curves import Curve
 from etd_ds.evaluate.recipes import Beyond, Table1
 from etd_ds.stages import document, findings, plots, reproduction
-from etd_ds.stages.document import Bullets, Picture, Section, Table
+from etd_ds.stages.document import Bullets, Code, Picture, Section, Table
 from etd_ds.stages.findings import Findings
 
 _PAPER = {
@@ -30,17 +30,50 @@ _PAPER = {
 }
 
 
-def write(out: Path, into: Path) -> list[Path]:
-    """Write `report.md` and `report.html`, with pictures where matplotlib is, into a folder. Returns the files."""
-    asked = reproduction.read(out)
-    found = findings.collect(out, asked)
+RESULTS = "results.json"
+
+
+def write(found: Findings, into: Path) -> list[Path]:
+    """Write `report.md`, `report.html` and `results.json`, with pictures where matplotlib is. Returns the files."""
     into.mkdir(parents=True, exist_ok=True)
     pictures = _draw(found, into)
-    title = f"{asked.recipes.title}: reproduction at scale '{asked.scale}'"
+    title = f"{found.asked.recipes.title}: reproduction at scale '{found.asked.scale}'"
     sections = list(_sections(found, pictures))
     rundir.publish_bytes(into / "report.md", document.markdown(title, sections).encode())
     rundir.publish_bytes(into / "report.html", document.html(title, sections).encode())
-    return [into / "report.md", into / "report.html", *(into / picture.file for picture in pictures)]
+    rundir.publish_json(into / RESULTS, found)
+    return [into / name for name in ("report.md", "report.html", RESULTS)] + [into / one.file for one in pictures]
+
+
+def summary(found: Findings) -> str:
+    """One Markdown table of all rows: held-out loss, how soon as good as the baseline, downstream scores."""
+    reach = found.asked.recipes.beyond.reach if found.asked.recipes.beyond else None
+    rows = []
+    for row in found.asked.recipes.runnable():
+        if not (runs := list(found.runs.get(row.name, {}).values())):
+            continue
+        same = reach in found.runs and runs[0].objective == next(iter(found.runs[reach].values())).objective
+        cells = [_shown(found.starts(row.name), ".3f"), _shown(found.losses(row.name), ".4f")]
+        if reach is not None:
+            cells.append(_share(found, row.name, reach) if same and row.name != reach else "–")
+        name = row.name if runs[0].objective == "last_layer" else f"{row.name} (loss: {runs[0].objective})"
+        rows.append([name, *cells, *(_shown(found.scores(row.name, task), ".1f") for task in found.tasks)])
+    if found.teacher:
+        empty = ["–"] * (2 if reach is None else 3)
+        rows.append(
+            ["teacher", *empty, *(f"{found.teacher[t].headline:.1f}" for t in found.tasks if t in found.teacher)]
+        )
+    headings = ["", "loss at step 0", "at the end"]
+    headings += [] if reach is None else [f"as good as {reach} after"]
+    return document.table(Table([*headings, *found.tasks], rows))
+
+
+def _share(found: Findings, row: str, reach: str) -> str:
+    """In per cent of the other's compute, and in how many seeds where that is not all."""
+    shares = found.shares(row, reach)
+    reached = [100 * share for share in shares if share is not None]
+    seeds = "" if len(reached) == len(shares) else f" ({len(reached)} of {len(shares)})"
+    return (_shown(reached, ".1f") + " %" if reached else "never") + seeds
 
 
 def _sections(found: Findings, pictures: Sequence[Picture]) -> Iterator[Section]:
@@ -80,16 +113,22 @@ def _sections(found: Findings, pictures: Sequence[Picture]) -> Iterator[Section]
         yield Section(figure.name, [*shown, _curve_table(found, figure.rows)])
 
 
-def _what(found: Findings) -> Iterator[str | Bullets]:
+def _what(found: Findings) -> Iterator[str | Bullets | Code]:
     asked = found.asked
     at = asked.recipes.scales[asked.scale]
     runs = [run for row in found.runs.values() for run in row.values()]
     devices = sorted({run.device for run in runs})
-    seeds = ", ".join(map(str, asked.seeds))
+    seeds, about = ", ".join(map(str, asked.seeds)), found.about
+    versions = ", ".join(f"{name} {version}" for name, version in about.versions.items())
     yield (
-        f"{len(runs)} runs of {len(found.runs)} rows, seeds {seeds}, on {', '.join(devices) or 'nothing yet'}, with "
-        f"etd-ds {__version__}. Numbers over seeds are mean ± sample deviation."
+        f"{len(runs)} runs of {len(found.runs)} rows, seeds {seeds}, on {', '.join(devices) or 'nothing yet'}. Numbers "
+        "over seeds are mean ± sample deviation."
     )
+    yield (
+        f"Made on {about.cores} cores of {about.processor}, {about.memory_gib:.0f} GiB, with Python {about.python}, "
+        f"{versions}, by"
+    )
+    yield Code(_command(asked))
     if at.scaled_down:
         yield "What differs from the paper:"
         yield Bullets(at.scaled_down)
@@ -99,6 +138,11 @@ def _what(found: Findings) -> Iterator[str | Bullets]:
     if found.missing:
         yield "Not finished, and therefore not in the tables:"
         yield Bullets(found.missing)
+
+
+def _command(asked: reproduction.Reproduction) -> str:
+    names = " ".join(shlex.quote(name) for name in asked.rows)
+    return f"etd-ds reproduce --scale {asked.scale} --seeds {' '.join(map(str, asked.seeds))} --out DIR --rows {names}"
 
 
 def _table1_ours(found: Findings) -> Table:
@@ -191,11 +235,7 @@ def _orderings(found: Findings) -> Table:
 def _beyond(found: Findings, beyond: Beyond) -> Table:
     rows = []
     for name in (beyond.against, *beyond.rows):
-        shares = []
-        for other in (beyond.reach, beyond.against):
-            reached = [100 * share for share in found.shares(name, other) if share is not None]
-            seeds = f" ({len(reached)} of {len(found.shares(name, other))})" if found.shares(name, other) else ""
-            shares.append(_shown(reached, ".1f") + (" %" if reached else "") + seeds)
+        shares = [_share(found, name, other) for other in (beyond.reach, beyond.against)]
         better = _difference(found.differences(name, beyond.against), "+.4f") if name != beyond.against else "–"
         tasks = [_shown(found.scores(name, task), ".1f") for task in found.tasks]
         rows.append([name, _shown(found.starts(name)), _shown(found.losses(name)), better, *shares, *tasks])

@@ -88,13 +88,16 @@ def test_the_report_says_what_the_folders_say(reproduced: tuple[Path, Path, Path
         losses[row] = result.validation_after["loss"]
         assert found.losses(row) == (pytest.approx(losses[row]),)
     assert found.differences("Drawn", "Random") == [pytest.approx(losses["Random"] - losses["Drawn"])]
-    files = report.write(out, tmp_path)
+    files = report.write(found, tmp_path)
     text = (tmp_path / "report.md").read_text()
     for wanted in (f"{losses['Drawn']:.4f}", "wiki\\_pair", "floor: bag of words", "| 50 % |", "everything"):
         assert wanted in text
-    assert len(files) == (4 if plots.available() else 2)
+    assert len(files) == (5 if plots.available() else 3)
     again = [path.read_bytes() for path in files]
-    assert [path.read_bytes() for path in report.write(out, tmp_path)] == again
+    kept = findings.read(tmp_path / report.RESULTS)
+    assert kept == found
+    assert [path.read_bytes() for path in report.write(kept, tmp_path)] == again
+    assert f"| Drawn | {found.starts('Drawn')[0]:.3f} | {losses['Drawn']:.4f} |" in report.summary(kept)
 
 
 @pytest.mark.slow
