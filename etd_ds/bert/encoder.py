@@ -6,6 +6,8 @@ themselves are called, whose hooks gather them.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -36,12 +38,13 @@ class Packed:
         return Packed(ids_T, positions_T, types_T, self.segments)
 
 
-def encode(bert: BertModel, packed: Packed, wanted: Wanted, *, dropout: float = 0.0) -> Taps:
+def encode(bert: BertModel, packed: Packed, wanted: Wanted, *, dropout: float = 0.0, compiled: bool = False) -> Taps:
     """Activations of the layers in `wanted`: q, k, v as (T, N, D), hidden states as (T, H).
 
     Nothing deeper than they is computed. `dropout` is the probability where stock BERT drops hidden states;
-    attention probabilities are never dropped.
+    attention probabilities are never dropped. `compiled` fuses what acts on each token alone, by torch.compile.
     """
+    mix = _compiled_mix() if compiled else _mix
     taps = Taps()
     embeddings = bert.embeddings
     x_TH = (
@@ -60,7 +63,7 @@ def encode(bert: BertModel, packed: Packed, wanted: Wanted, *, dropout: float = 
         last = number > wanted.last_hidden
         if last and number not in wanted.scores | wanted.values:
             break
-        x_TH = _layer(layer, number, x_TH, attention, wanted, taps, last=last, dropout=dropout)
+        x_TH = _layer(layer, number, x_TH, attention, mix, wanted, taps, last=last, dropout=dropout)
         if last:
             break
         if number in wanted.hidden:
@@ -73,6 +76,7 @@ def _layer(
     number: int,
     x_TH: Tensor,
     attention: _Attention,
+    mix: Callable[[BertLayer, Tensor, Tensor, float], Tensor],
     wanted: Wanted,
     taps: Taps,
     *,
@@ -96,8 +100,12 @@ def _layer(
         taps.value[number] = v_TND
     if last:
         return x_TH
-    context_TH = attention(q_TND, k_TND, v_TND).flatten(1)
-    context_TH = _padded(context_TH, len(x_TH))
+    context_TH = _padded(attention(q_TND, k_TND, v_TND).flatten(1), len(x_TH))
+    return mix(layer, context_TH, x_TH, dropout)
+
+
+def _mix(layer: BertLayer, context_TH: Tensor, x_TH: Tensor, dropout: float) -> Tensor:
+    """The rest of a layer after its attention: all that acts on each token alone."""
     output = layer.attention.output
     x_TH = output.LayerNorm(_drop(linear(output.dense, context_TH), dropout) + x_TH)
     inner = layer.intermediate
@@ -107,6 +115,12 @@ def _layer(
         y_TH = linear(layer.output.dense, inner.intermediate_act_fn(linear(inner.dense, x_TH)))
     result_TH: Tensor = layer.output.LayerNorm(_drop(y_TH, dropout) + x_TH)
     return result_TH
+
+
+@functools.cache
+def _compiled_mix() -> Callable[[BertLayer, Tensor, Tensor, float], Tensor]:
+    # dynamic: each batch has another number of tokens
+    return torch.compile(_mix, dynamic=True)
 
 
 def _padded(x_TH: Tensor, rows: int) -> Tensor:

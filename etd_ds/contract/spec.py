@@ -137,6 +137,8 @@ class JobSpec(BaseModel):
     """Name of a file in `ds_configs/`, without `.json`."""
     shard_teacher: bool = False
     """Split the teacher's parameters over the ranks too, for one that does not fit on a GPU; each step gathers them."""
+    torch_compile: bool = False
+    """On a GPU: fuse what acts on each token alone by torch.compile; the first steps then take minutes."""
     checkpoint_every: Count = 500
     """Steps between checkpoints."""
     keep_checkpoints: Count = 3

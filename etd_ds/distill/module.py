@@ -29,12 +29,13 @@ class Distiller(nn.Module):
         dropout: float,
         seed: int,
         fitted: Affine | None = None,
+        compiled: bool = False,
     ) -> None:
         """`fitted`, W (teacher hidden, student hidden) and b, is where the projection starts instead of a draw."""
         super().__init__()
         self.bert = student
         self.objective = objective
-        self.dropout = dropout
+        self.dropout, self.compiled = dropout, compiled
         self.projection: nn.Linear | None = None
         if objective.hidden:
             self.projection = nn.Linear(student.config.hidden_size, teacher_hidden)
@@ -47,7 +48,8 @@ class Distiller(nn.Module):
 
     def forward(self, packed: Packed, teacher: Taps, totals: Totals) -> tuple[Tensor, Tensor]:
         """(loss, its terms in the order of `names`, detached): this batch's share of the global means."""
-        taps = encode(self.bert, packed, self.objective.student, dropout=self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        taps = encode(self.bert, packed, self.objective.student, dropout=dropout, compiled=self.compiled)
         found = terms(self.objective, taps, teacher, self._project, packed.segments, totals)
         stacked = torch.stack([found[name] for name in self.names])
         return stacked.sum(), stacked.detach()
@@ -76,14 +78,15 @@ class Distiller(nn.Module):
 class Guide(nn.Module):
     """The frozen teacher: it hands out its activations, without a graph, and nothing that the loss does not need."""
 
-    def __init__(self, teacher: BertModel, *objectives: Objective) -> None:
+    def __init__(self, teacher: BertModel, *objectives: Objective, compiled: bool = False) -> None:
         super().__init__()
+        self.compiled = compiled
         self.bert = teacher.train(False).requires_grad_(False)
         self.wanted = Wanted.union(objective.teacher for objective in objectives)
 
     @torch.no_grad()
     def forward(self, packed: Packed) -> Taps:
-        return encode(self.bert, packed, self.wanted)
+        return encode(self.bert, packed, self.wanted, compiled=self.compiled)
 
 
 def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

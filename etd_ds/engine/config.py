@@ -147,6 +147,20 @@ def precision(asked: spec.Precision, config: Mapping[str, Any], hardware: Hardwa
     return result
 
 
+def check_compile(job: spec.JobSpec, config: Mapping[str, Any], hardware: Hardware) -> None:
+    """Refuse `torch_compile` where it would slow a run down, or where ZeRO-3's hooks stand in its way."""
+    if not job.torch_compile:
+        return
+    if hardware.device == "cpu":
+        raise errors.HardwareError("torch_compile: wanted a GPU, got a CPU, which it slows down", field="torch_compile")
+    if zero_stage(config) == 3 or job.shard_teacher:
+        raise errors.EtdError(
+            "torch_compile: wanted whole parameters, got ZeRO stage 3 or shard_teacher, which gather them module by "
+            "module; leave out one of the two",
+            field="torch_compile",
+        )
+
+
 def micro_batch(job: spec.JobSpec, *, world_size: int, device: Literal["cpu", "cuda"]) -> int:
     """Sequences per rank and forward pass: the spec's, else the largest divisor that keeps within a token budget."""
     per_rank, rest = divmod(job.batch_size, world_size)

@@ -66,6 +66,7 @@ def check(runs: Sequence[rundir.RunDir], *, ds_config: Path, world_size: int) ->
         if other.tensorboard:
             board.check()
     machine, content = hardware(), config.read(ds_config)
+    config.check_compile(job, content, machine)
     return Settings(
         job=job,
         ds_config=content,
@@ -201,7 +202,8 @@ class Trainer:
         distillers = [self._distiller(seat, teacher.config) for seat in seats]
         # the engines below are made by collectives, and one machine may take long to read its models
         ranks.meet("models")
-        guide = Guide(teacher, *(distiller.objective for distiller in distillers))
+        objectives = [distiller.objective for distiller in distillers]
+        guide = Guide(teacher, *objectives, compiled=job.torch_compile)
         stream = Stream(
             corpus.train, batch_size=job.batch_size, seed=job.seed, rank=ranks.rank, world_size=ranks.world_size
         )
@@ -232,6 +234,7 @@ class Trainer:
             dropout=seat.job.dropout,
             seed=seat.job.seed,
             fitted=calibrate.read(seat.run),
+            compiled=self.job.torch_compile,
         )
 
     def _learner(self, number: int, seat: Seat, distiller: Distiller, steps: int, corpus: Corpus) -> Learner:

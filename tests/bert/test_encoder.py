@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch._dynamo.testing
 from transformers import BertConfig, BertModel
 
 from etd_ds.bert import encoder
@@ -123,3 +124,21 @@ def test_dropout_is_drawn_from_the_global_generator(bert, padded):
 
     assert torch.equal(run(1), run(1))
     assert not torch.equal(run(1), run(2))
+
+
+def test_compiled_it_gives_the_same_and_is_not_compiled_anew_for_each_layer_and_length(bert, monkeypatch):
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(encoder._mix, dynamic=True, backend=counter)
+    monkeypatch.setattr(encoder, "_compiled_mix", lambda: compiled)
+    wanted, learning = Wanted(hidden=frozenset({3})), list(bert.parameters())
+    for lengths in ((7, 9), (5, 16, 10), (12,), (3, 3, 3)):
+        T = sum(lengths)
+        ids_T = torch.randint(1, 50, (T,), generator=torch.Generator().manual_seed(T))
+        positions_T = torch.cat([torch.arange(length) for length in lengths])
+        packed = encoder.Packed(ids_T, positions_T, torch.zeros_like(ids_T), Segments.packed(lengths))
+        found = []
+        for compile_it in (False, True):
+            hidden = encoder.encode(bert, packed, wanted, compiled=compile_it).hidden[3]
+            found.append((hidden, *torch.autograd.grad(hidden.square().sum(), learning)))
+        torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
+    assert 0 < counter.frame_count < 6  # of 12 layers that were computed

@@ -21,7 +21,8 @@ def _bert(layers, hidden, seed):
 
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.05)])
-def test_the_step_on_a_gpu_is_the_step_on_a_cpu(objective, dtype, tolerance):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_step_on_a_gpu_is_the_step_on_a_cpu(objective, dtype, tolerance, compiled):
     compared = OBJECTIVES[objective](2, 4)
     distiller = Distiller(_bert(2, 64, 1), compared, teacher_hidden=128, dropout=0.0, seed=0)
     guide = Guide(_bert(4, 128, 2), compared)
@@ -43,6 +44,7 @@ def test_the_step_on_a_gpu_is_the_step_on_a_cpu(objective, dtype, tolerance):
     wanted, wanted_gradient = loss_and_gradient()
     distiller.to("cuda", dtype)
     guide.to("cuda", dtype)
+    distiller.compiled = guide.compiled = compiled
     got, gradient = loss_and_gradient()
     assert got == pytest.approx(wanted, rel=tolerance)
     assert (gradient - wanted_gradient).norm() / wanted_gradient.norm() < 5 * tolerance

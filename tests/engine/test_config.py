@@ -1,5 +1,6 @@
 """What may stand in a DeepSpeed config, and what comes from the spec."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -105,6 +106,26 @@ def test_precision_is_what_the_hardware_can_or_a_clear_refusal(asked, content, h
     else:
         with pytest.raises(wanted):
             config.precision(asked, content, hardware)
+
+
+ZERO3 = {"zero_optimization": {"stage": 3}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "content", "hardware", "refused"),
+    [
+        ({}, ZERO1, H200, False),
+        ({}, ZERO1, CPU, True),
+        ({}, ZERO3, H200, True),
+        ({"shard_teacher": True}, ZERO1, H200, True),
+    ],
+)
+def test_compiling_is_refused_where_it_cannot_help(fields, content, hardware, refused):
+    config.check_compile(_job(**fields), content, hardware)
+    job = _job(torch_compile=True, **fields)
+    with pytest.raises(errors.EtdError) if refused else contextlib.nullcontext() as raised:
+        config.check_compile(job, content, hardware)
+    assert not refused or raised.value.field == "torch_compile"
 
 
 @given(batch=st.integers(1, 512), world=st.sampled_from([1, 2, 4, 8]), seq=st.integers(8, 512), device=st.just("cpu"))
