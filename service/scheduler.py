@@ -137,6 +137,12 @@ class Scheduler:
     def _start(self, executor: Executor, trainer: Trainer, since: float) -> None:
         """Start it, unless the lease of `since` is over: another scheduler may have it by now."""
         if time.time() - since < self._settings.lease * RENEWED:
+            for other in trainer.jobs[1:]:
+                words = f"{launch.ATTEMPT}{other.attempt} together with {trainer.id}, whose log has what is printed"
+                its = rundir.RunDir(self._settings.runs / other.id).log
+                if tail.last_lines(its, 1) != [words]:
+                    with its.open("a") as out:
+                        out.write(words + "\n")
             ids = [job.id for job in trainer.jobs]
             executor.start(ids, trainer.attempt, self._queue.held(trainer.id), trainer.jobs[0].priority)
 

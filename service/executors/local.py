@@ -34,10 +34,7 @@ class LocalExecutor:
         child = self._children.get(job_id)
         if child is not None and child.poll() is None:
             return
-        run, *others = runs = [rundir.RunDir(self._settings.runs / one) for one in jobs]
-        for other in others:
-            if not other.log.exists():
-                other.log.write_text(f"etd-jobs: trained together with {job_id}, whose log has what is printed\n")
+        runs = [rundir.RunDir(self._settings.runs / one) for one in jobs]
         folder = self._folder(job_id)
         folder.mkdir(exist_ok=True)
         order: shim.Order = {
@@ -45,7 +42,7 @@ class LocalExecutor:
             "first_line": f"{launch.ATTEMPT}{attempt}\n",
             "argv": self._argv(runs, slots),
             "cwd": str(self._settings.nowhere),
-            "log": str(run.log),
+            "log": str(runs[0].log),
             "done": [str(one.result) for one in runs],
             "grace": self._settings.grace,
             "leash": self._settings.lost_after,

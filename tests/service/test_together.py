@@ -41,7 +41,8 @@ def test_jobs_that_agree_share_one_trainer_and_each_gives_its_student(server, bu
     assert [(job["status"], job["attempt"]) for job in ended] == [("succeeded", 1)] * 3
     assert [job["together_with"] for job in ended] == [None, first["id"], None]
     assert [supervised(server, job) for job in ended] == [True, False, True]
-    assert ended[1]["log_tail"] == [f"etd-jobs: trained together with {first['id']}, whose log has what is printed"]
+    said = f"etd-jobs: attempt 1 together with {first['id']}, whose log has what is printed"
+    assert ended[1]["log_tail"] == [said]
     for job in ended:
         assert steps(server, job) == [1, 2, 3, 4]
         assert server.client.pull(job["id"], server.root / job["id"])
