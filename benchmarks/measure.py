@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -19,26 +21,53 @@ class Sample:
     cpu: list[float]
     wall: list[float]
     peak_bytes: int
+    gpu: bool = False
+
+    @property
+    def seconds(self) -> list[float]:
+        """What counts: CPU seconds, but wall seconds where a GPU did the work."""
+        return self.wall if self.gpu else self.cpu
 
     @property
     def median(self) -> float:
-        """Median CPU seconds."""
-        return statistics.median(self.cpu)
+        """Median of the seconds that count."""
+        return statistics.median(self.seconds)
 
 
-def interleaved(contenders: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, Sample]:
+def interleaved(
+    contenders: Mapping[str, Callable[[], object]], repetitions: int, *, gpu: bool = False
+) -> dict[str, Sample]:
     """Run all contenders in turn, `repetitions` times after one round that warms up and measures memory."""
-    peaks = {name: _peak_of(work) for name, work in contenders.items()}
+    peaks = {name: (_allocated_by if gpu else _peak_of)(work) for name, work in contenders.items()}
     cpu: dict[str, list[float]] = {name: [] for name in contenders}
     wall: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repetitions):
         for name, work in contenders.items():
             gc.collect()
+            _finish(gpu)
             started, wall_started = time.process_time(), time.perf_counter()
             work()
+            _finish(gpu)
             cpu[name].append(time.process_time() - started)
             wall[name].append(time.perf_counter() - wall_started)
-    return {name: Sample(cpu[name], wall[name], peaks[name]) for name in contenders}
+    return {name: Sample(cpu[name], wall[name], peaks[name], gpu) for name in contenders}
+
+
+def _finish(gpu: bool) -> None:
+    if gpu:
+        torch.cuda.synchronize()
+
+
+def _allocated_by(work: Callable[[], object]) -> int:
+    """Bytes of the GPU that `work` adds at its highest, after one run that compiles and warms up."""
+    work()
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def _peak_of(work: Callable[[], object]) -> int:
