@@ -154,12 +154,13 @@ class Database:
         with self.engine.connect() as connection:
             yield connection.execution_options(only_reads=True)
 
-    def locked(self, query: sa.Select[Any], *, or_skipped: bool = False) -> sa.Select[Any]:
+    def locked(self, query: sa.Select[Any], *, or_skipped: bool = False, of: sa.Table | None = None) -> sa.Select[Any]:
         """SQLite locks the whole file at the transaction's beginning; PostgreSQL locks these rows.
 
-        `or_skipped`: rows that another transaction has locked are left out instead of waited for.
+        `or_skipped`: rows that another transaction has locked are left out instead of waited for. `of`: only those of
+        one of the query's tables.
         """
-        return query if self.sqlite else query.with_for_update(skip_locked=or_skipped)
+        return query if self.sqlite else query.with_for_update(skip_locked=or_skipped, of=of)
 
     def now(self, connection: sa.Connection) -> float:
         """Seconds since 1970 by one clock for all: machines that share PostgreSQL may disagree in theirs."""

@@ -20,7 +20,7 @@ from etd_ds.contract import errors
 from service import outbox
 from service import status as statuses
 from service.database import Database, jobs, slots, workers
-from service.store import COLUMNS, ORDER, Job, becomes, of_row
+from service.store import COLUMNS, Job, becomes, of_row
 
 CLUSTER = "slurm"
 """The worker that stands for a whole Slurm cluster."""
@@ -29,6 +29,33 @@ SILENT = 60.0
 RENEWED = 2 / 3
 """A lease has at least this share of its time left after it was asked for."""
 _FORGOTTEN = 86400.0
+
+
+_holders = jobs.alias("holders")
+_used = (
+    sa.select(_holders.c.tenant, sa.func.count().label("slots"))
+    .select_from(slots.join(_holders, slots.c.job == _holders.c.id))
+    .group_by(_holders.c.tenant)
+    .subquery("used")
+)
+
+
+def _in_line(*columns: sa.Column[Any]) -> sa.Select[Any]:
+    """Queued jobs by priority, then the tenant that uses least right now, then by age: who comes first is next."""
+    return (
+        sa.select(*columns)
+        .select_from(jobs.outerjoin(_used, _used.c.tenant == jobs.c.tenant))
+        .where(jobs.c.status == "queued")
+        .order_by(jobs.c.priority.desc(), sa.func.coalesce(_used.c.slots, 0), jobs.c.seq)
+    )
+
+
+class Line(NamedTuple):
+    """Who waits for what, as things stand."""
+
+    places: dict[str, int]
+    """How many jobs come before each one."""
+    workers: list[Worker]
 
 
 @dataclass(frozen=True)
@@ -124,6 +151,13 @@ class Queue:
             rows = connection.execute(sa.select(workers, free.label("free")).order_by(workers.c.name)).mappings()
             return [Worker(**row, there=now - row["seen"] < SILENT and not row["draining"]) for row in rows]
 
+    def line(self) -> Line:
+        """The jobs that wait, and the workers that are there."""
+        with self._database.look() as connection:
+            waiting = connection.scalars(_in_line(jobs.c.id))
+            places = {job_id: place for place, job_id in enumerate(waiting)}
+        return Line(places, [worker for worker in self.workers() if worker.there])
+
     def held(self, job_id: str) -> tuple[int, ...]:
         """The slots that a job holds, for itself and for those that it is trained with."""
         with self._database.look() as connection:
@@ -134,7 +168,7 @@ class Queue:
     def claim(self, worker: str, owner: str, lease: float, *, together: int = 1) -> Trainer | None:
         """Take the first queued job, if enough of the worker's slots are free for it: one transaction.
 
-        The first in `ORDER` waits for its slots even when a later one would fit: otherwise big jobs would starve. Only
+        The first in line waits for its slots even when a later one would fit: otherwise big jobs would starve. Only
         what this worker can never run is passed over. Up to `together` jobs that agree go with it, on its slots.
         """
         with self._database.write() as connection:
@@ -144,9 +178,9 @@ class Queue:
             free_ids = sa.select(slots.c.id).where(mine, slots.c.job.is_(None)).order_by(slots.c.id)
             # every claim locks all free slots, so two schedulers of a worker claim one after the other
             free = connection.scalars(self._database.locked(free_ids)).all()
-            due = sa.and_(jobs.c.status == "queued", jobs.c.not_before <= time.time())
-            first = sa.select(*COLUMNS).where(due, jobs.c.ranks <= size).order_by(*ORDER).limit(1)
-            row = connection.execute(self._database.locked(first)).mappings().first() if free else None
+            due = jobs.c.not_before <= time.time()
+            first = _in_line(*COLUMNS).where(due, jobs.c.ranks <= size).limit(1)
+            row = connection.execute(self._database.locked(first, of=jobs)).mappings().first() if free else None
             if row is None or row["ranks"] > len(free):
                 return None
             crew = [row]
@@ -154,7 +188,8 @@ class Queue:
                 # those that never began, or that a trainer carried before: they stand at the same step
                 mates = (
                     sa.select(*COLUMNS)
-                    .where(due, *(jobs.c[name] == row[name] for name in ("tenant", "trainer")))
+                    .where(due, jobs.c.status == "queued")
+                    .where(*(jobs.c[name] == row[name] for name in ("tenant", "trainer")))
                     .where(jobs.c.alike == of_row(row).spec.alike(), jobs.c.apart.is_(False), jobs.c.id != row["id"])
                     .order_by(jobs.c.seq)
                     .limit(together - 1)

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from etd_ds.contract import spec
 from service import outbox
 from service import status as statuses
-from service.database import Database, jobs, slots
+from service.database import Database, jobs
 from service.status import Status, Wish
 
 
@@ -53,17 +53,6 @@ class Job:
 
 
 COLUMNS = [jobs.c[one.name] for one in fields(Job)]
-
-_others = jobs.alias("others")
-_in_use = (
-    sa.select(sa.func.count())
-    .select_from(slots.join(_others, slots.c.job == _others.c.id))
-    .where(_others.c.tenant == jobs.c.tenant)
-    .correlate(jobs)
-    .scalar_subquery()
-)
-ORDER = (jobs.c.priority.desc(), _in_use, jobs.c.seq)
-"""Who is next: by priority, then the tenant that uses least right now, then by age."""
 
 
 def of_row(row: sa.RowMapping) -> Job:
@@ -180,13 +169,6 @@ class Store:
         idle = jobs.c.status.in_((*statuses.ENDED, "paused"))
         with self._database.write() as connection:
             return connection.execute(jobs.delete().where(jobs.c.id == job_id, idle)).rowcount == 1
-
-    def ahead_of(self, job: Job) -> int:
-        """How many queued jobs come before this one, as things stand."""
-        query = sa.select(jobs.c.id).where(jobs.c.status == "queued").order_by(*ORDER)
-        with self._database.look() as connection:
-            waiting = list(connection.scalars(query))
-        return waiting.index(job.id) if job.id in waiting else 0
 
     def unfinished(self, tenant: str) -> int:
         """How many of a tenant's jobs have not ended."""

@@ -86,7 +86,8 @@ def page(
     wanted = dict(one.partition(":")[::2] for one in label)
     found = who.here.store.page(tenant=who.tenant, before=before, status=status, labels=wanted, limit=limit + 1)
     base = prefix(request)
-    shown = [job_json(who.here, job, base, brief=True) for job in found[:limit]]
+    line = who.here.queue.line() if any(job.status == "queued" for job in found) else None
+    shown = [job_json(who.here, job, base, brief=True, line=line) for job in found[:limit]]
     return JSONResponse({"data": shown, "next": found[limit - 1].id if len(found) > limit else None})
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from etd_ds.contract import errors, rundir
 from service import tail
+from service.queue import Line
 from service.routes.context import Context
 from service.status import ENDED
 from service.store import Job
@@ -17,8 +18,11 @@ from service.store import Job
 LOG_LINES = 20
 
 
-def job_json(here: Context, job: Job, base: str, *, brief: bool = False) -> dict[str, Any]:
-    """The JSON of a job; `base` stands before `/jobs` in its links. `brief`, for lists, leaves the log lines out."""
+def job_json(here: Context, job: Job, base: str, *, brief: bool = False, line: Line | None = None) -> dict[str, Any]:
+    """The JSON of a job; `base` stands before `/jobs` in its links. `brief`, for lists, leaves the log lines out.
+
+    `line` is who waits, if that is known already.
+    """
     run = here.run(job)
     url = f"{base}/jobs/{job.id}"
     links = {
@@ -46,7 +50,7 @@ def job_json(here: Context, job: Job, base: str, *, brief: bool = False) -> dict
         "ended": _time(job.ended),
         "attempt": job.attempt,
         "asked": job.wish or None,
-        "queue": _queue(here, job),
+        "queue": _queue(job, line or here.queue.line()) if job.status == "queued" else None,
         "worker": job.worker or None,
         "together_with": _leader(job),
         "cluster": _cluster(run) if job.status == "running" else None,
@@ -84,11 +88,8 @@ def _plan(path: Path) -> rundir.Plan:
     return rundir.RunDir(path.parent).read_plan()
 
 
-def _queue(here: Context, job: Job) -> dict[str, Any] | None:
-    if job.status != "queued":
-        return None
-    ahead = here.store.ahead_of(job)
-    there = [worker for worker in here.queue.workers() if worker.there]
+def _queue(job: Job, line: Line) -> dict[str, Any]:
+    ahead, there = line.places.get(job.id, 0), line.workers
     fitting = [worker for worker in there if worker.slots >= job.ranks]
     if not fitting:
         largest = max((worker.slots for worker in there), default=0)
