@@ -178,4 +178,6 @@ def read(pid: int, name: str) -> bytes:
 
 
 if __name__ == "__main__":
+    # whoever ends all processes of a machine asks the trainer too; somebody has to see how it leaves
+    signal.signal(signal.SIGTERM, lambda *_: None)
     sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +79,16 @@ def test_a_shared_folder_that_is_away_for_a_while_does_not_end_it(folder, monkey
     order(folder, 2, "import time; time.sleep(0.3)")
     monkeypatch.setattr(Path, "exists", away)
     assert shim.main(folder, 2) == 0
+    assert recorded(folder, 2) == 0
+
+
+def test_a_machine_that_goes_down_ends_the_trainer_first(folder):
+    order(folder, 2, f"import pathlib, time; pathlib.Path({str(folder / 'up')!r}).touch(); time.sleep(0.5)")
+    running = subprocess.Popen([sys.executable, "-m", "service.executors.shim", str(folder), "2"])
+    while not (folder / "up").exists():
+        time.sleep(0.01)
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(timeout=60) == 0
     assert recorded(folder, 2) == 0
 
 
