@@ -15,7 +15,7 @@ from etd_ds.contract import rundir
 from service.settings import Settings
 from service.status import ENDED, STATUSES
 from service.storage import Away, Bucket
-from service.store import Store
+from service.store import Job, Store
 
 log = logging.getLogger("etd_jobs")
 
@@ -65,13 +65,9 @@ class Publisher:
     def _try(self) -> None:
         try:
             self.round()
-        except Away as away:
+        except (OSError, ValueError, SQLAlchemyError) as error:
             self._wait = min(2 * self._wait, _LONGEST_WAIT)
-            log.warning(
-                "the artifacts' storage is away, so nothing is published; again in %.0f s: %s", self._wait, away
-            )
-        except (OSError, SQLAlchemyError):
-            log.exception("the publisher cannot work just now")
+            log.warning("not everything can be published; again in %.0f s: %s", self._wait, error)
         else:
             self._wait, self.up_to_date = _TICK, time.time()
 
@@ -80,19 +76,27 @@ class Publisher:
         for gone in self._settings.incoming.iterdir():
             self._bucket.remove(gone)
         going = [status for status in STATUSES if status not in ENDED]
-        active = {job.id for job in self._store.page(status=going, limit=1000)}
-        self._done -= active
+        active = {job.id: job for job in self._store.page(status=going, limit=1000)}
+        self._done -= active.keys()
+        failed: Exception | None = None
         for job_id in sorted(self._store.ids() - self._done):
             if self._over.is_set():
                 return
-            run = rundir.RunDir(self._settings.runs / job_id)
-            if not run.plan.exists():
+            try:
+                self._look(active.get(job_id) or self._store.get(job_id))
+            except Away:
+                raise
+            except FileNotFoundError:  # removed or replaced meanwhile: next time
                 continue
-            job = self._store.get(job_id)
-            if job is None:
-                continue
-            with contextlib.suppress(FileNotFoundError):  # a checkpoint was replaced meanwhile: next time
-                if self._bucket.publish(run, settled=job.status != "running"):
-                    log.info("%s is published as far as it is", job_id, extra={"job": job_id})
-                if job.status in ENDED:
-                    self._done.add(job_id)
+            except (OSError, ValueError) as error:  # something is wrong with this folder; the others are not to wait
+                failed = error
+        if failed is not None:
+            raise failed
+
+    def _look(self, job: Job | None) -> None:
+        if job is None or not (run := rundir.RunDir(self._settings.runs / job.id)).plan.exists():
+            return
+        if self._bucket.publish(run, settled=job.status != "running"):
+            log.info("%s is published as far as it is", job.id, extra={"job": job.id})
+        if job.status in ENDED:
+            self._done.add(job.id)

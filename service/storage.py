@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
@@ -141,21 +142,23 @@ class Bucket:
     def publish(self, run: rundir.RunDir, *, settled: bool) -> bool:
         """Bring what the run has published to the bucket, and forget what it has removed; whether there was news.
 
-        `settled`: nothing trains in the folder now, so the events are worth a look too. Raises `Away` when cut off,
-        `OSError` when a checkpoint was removed meanwhile; the next call does what is left.
+        `settled`: nothing trains in the folder now, so events alone are news too. Raises `Away` when cut off, `OSError`
+        when something was replaced meanwhile; the next call does what is left.
         """
         job_id, known = run.root.name, _record(run.root)
-        found = _published(run, known)
-        news = found.keys() != known.keys() or (settled and found != known)
-        if not news:
+        found, changing = _published(run, known), _changing(run)
+        as_before = {**found, **{name: known[name] for name in changing.keys() & known.keys()}} == known
+        grown = settled and any(known[name].size != path.stat().st_size for name, path in changing.items() if as_before)
+        if as_before and not changing.keys() - known.keys() and not grown:
             return False
+        found |= {name: rundir.digest(path) for name, path in changing.items()}
         with _reaching():
             there = self._keys(job_id)
             wanted = {self._object(job_id, one.sha256): one.size for one in found.values()}
             for name, digest in found.items():
                 key = self._object(job_id, digest.sha256)
                 if there.get(key) != digest.size:
-                    self._s3.put_file(str(run.root / name), key)
+                    self._put(run.root / name, key, digest)
                     there[key] = digest.size
             manifest = Publication(files=found).model_dump_json().encode()
             self._s3.pipe_file(self._manifest(job_id), manifest)
@@ -202,6 +205,17 @@ class Bucket:
             start += len(chunk)
             yield chunk
 
+    def _put(self, path: Path, key: str, digest: rundir.FileDigest) -> None:
+        """Put a file under the name of its content. Raises `FileNotFoundError` if it has another one by now."""
+        if path.suffix != ".safetensors":  # weights never change; all else is small, and may grow or be replaced
+            with path.open("rb") as file:
+                content = file.read(digest.size)
+            if hashlib.sha256(content).hexdigest() != digest.sha256:
+                raise FileNotFoundError(f"{path}: replaced while it was published")
+            self._s3.pipe_file(key, content)
+        else:
+            self._s3.put_file(str(path), key)
+
     def _object(self, job_id: str, sha256: str) -> str:
         return f"{self._root}/{job_id}/objects/{sha256}"
 
@@ -231,7 +245,7 @@ class _Object:
 
 
 def _published(run: rundir.RunDir, known: Mapping[str, rundir.FileDigest]) -> dict[str, rundir.FileDigest]:
-    """Everything that the run has published until now. What never changes is hashed once."""
+    """What the run has published until now, without what still changes. Everything is hashed once."""
     found: dict[str, rundir.FileDigest] = {}
 
     def take(path: Path, digest: rundir.FileDigest | None = None) -> None:
@@ -248,10 +262,13 @@ def _published(run: rundir.RunDir, known: Mapping[str, rundir.FileDigest]) -> di
     for path in (run.job, run.plan, run.result, *run.revisions.glob("*.json")):
         if path.exists():
             take(path)
-    for path in (run.events, *run.checkpoints.glob("*.json")):  # these change
-        if path.exists():
-            take(path, rundir.digest(path))
     return found
+
+
+def _changing(run: rundir.RunDir) -> dict[str, Path]:
+    """Published files that grow or are replaced, by their name in the run folder."""
+    there = (run.events, *run.checkpoints.glob("*.json"))
+    return {str(path.relative_to(run.root)): path for path in there if path.exists()}
 
 
 def _record(root: Path) -> dict[str, rundir.FileDigest]:

@@ -87,12 +87,43 @@ def test_what_the_run_forgets_the_bucket_forgets(bucket, run):
     assert not gone.exists()
 
 
+def test_events_that_grow_while_they_are_published_come_back_up_to_there(bucket, run, tmp_path, monkeypatch):
+    whole = bucket._put
+
+    def growing(path, key, digest):
+        with run.events.open("a") as file:
+            file.write("{}\n")
+        whole(path, key, digest)
+
+    monkeypatch.setattr(bucket, "_put", growing)
+    assert bucket.publish(run, settled=False)
+    assert not bucket.publish(run, settled=False), "events alone are no news while they go on"
+    run.root.rename(tmp_path / "lost")
+    assert bucket.restore("job-1", tmp_path / "jobs", tmp_path / "aside")
+    assert run.events.read_text() == "{}\n"
+    run.events.write_text("{}\n{}\n")
+    assert bucket.publish(run, settled=True)
+
+
+def test_a_checkpoint_made_anew_replaces_the_old_one(bucket, run, tmp_path):
+    bucket.publish(run, settled=False)
+    shutil.rmtree(run.checkpoints / "step-00000005")
+    checkpoint(run, 5)
+    before = tree(run)
+    assert bucket.publish(run, settled=False)
+    before[storage.RECORD] = (run.root / storage.RECORD).read_bytes()
+    shutil.rmtree(run.root)
+    assert bucket.restore("job-1", tmp_path / "jobs", tmp_path / "aside")
+    assert tree(run) == before
+
+
 def test_a_job_deleted_while_it_is_published_leaves_nothing(bucket, run, monkeypatch):
     whole = bucket._s3.pipe_file
 
-    def deleting(*args):
-        shutil.rmtree(run.root)
-        whole(*args)
+    def deleting(key, content):
+        if key == bucket._manifest("job-1"):
+            shutil.rmtree(run.root)
+        whole(key, content)
 
     monkeypatch.setattr(bucket._s3, "pipe_file", deleting)
     assert not bucket.publish(run, settled=True)
@@ -108,12 +139,12 @@ def test_what_was_cut_off_is_done_again(there, bucket, run, monkeypatch):
         far = storage.Bucket(f"s3://{bucket._root}", expires=60)
         for one in (bucket, far):
 
-            def noting(source, key, put=one._s3.put_file):
+            def noting(path, key, digest, put=one._put):
                 proxy.cuts_left = 1_000_000 * (len(sent) == 2)  # every answer from then on
-                put(source, key)
+                put(path, key, digest)
                 sent.append(key)
 
-            monkeypatch.setattr(one._s3, "put_file", noting)
+            monkeypatch.setattr(one, "_put", noting)
         with pytest.raises(storage.Away) as away:
             far.publish(run, settled=True)
         assert (len(sent), object_store.SECRET in str(away.value)) == (2, False)
