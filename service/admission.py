@@ -6,7 +6,11 @@ import hashlib
 import json
 import secrets
 import shutil
+import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,9 @@ from service.queue import Queue
 from service.settings import Settings
 from service.storage import GONE, Storage
 from service.store import Job, Store, Taken
+
+_KEY_SECONDS = 10.0
+"""How long a request waits at least for an earlier one with its key."""
 
 
 class JobRequest(spec.JobSpec):
@@ -64,6 +71,9 @@ class Admission:
         self._queue = queue
         self._extractor = extractor
         self._backlog = backlog
+        self._changed = threading.Condition()
+        self._keys: set[tuple[str, str]] = set()
+        self._entering: Counter[str] = Counter()
 
     def check(self, job: spec.JobSpec) -> spec.JobSpec:
         """The spec with its aliases resolved. Raises `Problem` or `EtdError` that names the field, before any work."""
@@ -86,22 +96,55 @@ class Admission:
         409 if it asks for something else.
         """
         content = hashlib.sha256(request.model_dump_json(exclude_unset=True).encode()).hexdigest()
-        if key is not None and (found := self._store.by_request(tenant, key)) is not None:
-            return _same(found, content), False
-        if self._settings.quota and self._store.unfinished(tenant) >= self._settings.quota:
-            detail = f"{self._settings.quota} unfinished jobs are allowed here; wait for one, or cancel one."
-            raise Problem(429, "quota", detail, headers={"Retry-After": "60"})
+        with self._one_at_a_time(tenant, key, patience):
+            if key is not None and (found := self._store.by_request(tenant, key)) is not None:
+                return _same(found, content), False
+            with self._place(tenant):
+                try:
+                    return self._make(request, tenant, key, content, patience), True
+                except Taken as taken:  # another server has made it meanwhile
+                    return _same(taken.job, content), False
+
+    @contextmanager
+    def _one_at_a_time(self, tenant: str, key: str | None, patience: float) -> Iterator[None]:
+        """Let a request that was sent again wait for the first one, instead of doing its work a second time."""
+        if key is None:
+            yield
+            return
+        with self._changed:
+            if not self._changed.wait_for(lambda: (tenant, key) not in self._keys, max(patience, _KEY_SECONDS)):
+                detail = "The first request with this Idempotency-Key is still being worked on; send it again later."
+                raise Problem(409, "key_in_use", detail, headers={"Retry-After": "10"})
+            self._keys.add((tenant, key))
         try:
-            return self._make(request, tenant, key, content, patience), True
-        except Taken as taken:  # two with the same key at the same time
-            return _same(taken.job, content), False
+            yield
+        finally:
+            with self._changed:
+                self._keys.remove((tenant, key))
+                self._changed.notify_all()
+
+    @contextmanager
+    def _place(self, tenant: str) -> Iterator[None]:
+        """Hold one of a tenant's places while its job is made and not written down yet. Raises `Problem` 429."""
+        quota = self._settings.quota
+        with self._changed:
+            if quota and self._store.unfinished(tenant) + self._entering[tenant] >= quota:
+                detail = f"{quota} unfinished jobs are allowed here; wait for one, or cancel one."
+                raise Problem(429, "quota", detail, headers={"Retry-After": "60"})
+            self._entering[tenant] += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._entering[tenant] -= 1
 
     def discard(self, job: Job) -> bool:
         """Forget an ended or paused job and its files; False if it is neither. What is left is swept up later."""
         if not self._store.delete(job.id):
             return False
         aside = self._settings.incoming / f"{GONE}{job.id}"
-        (self._settings.runs / job.id).rename(aside)
+        with suppress(FileNotFoundError):  # the folder is lost, which is what was asked for
+            (self._settings.runs / job.id).rename(aside)
         self._storage.remove(aside)
         return True
 

@@ -114,7 +114,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=__version__,
     )
     app.state.register = scheduler.register
-    app.state.drain = scheduler.drain
+    app.state.drain = [scheduler.drain, backlog.drain]
     app.add_middleware(LatencyMiddleware, latencies=latencies)
     problems.install(app)
     for room in (health, jobs, watch, downloads, webhooks):
@@ -169,7 +169,8 @@ def serve(settings: Settings) -> None:
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             app.state.context.draining = True
-            app.state.drain()
+            for drain in app.state.drain:
+                drain()
             super().handle_exit(sig, frame)
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:

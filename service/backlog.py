@@ -12,11 +12,14 @@ from dataclasses import replace
 from sqlalchemy.exc import SQLAlchemyError
 
 from etd_ds.contract import rundir
+from service import tail
 from service.extraction import Extractor
 from service.extractions import Extractions
 from service.problems import Problem
 from service.settings import Settings
 from service.store import Job, Store
+
+_LOOK_SECONDS = 0.5
 
 log = logging.getLogger("etd_jobs")
 
@@ -47,6 +50,7 @@ class Backlog:
         """Jobs whose extraction is under way here, and when their leases have to be renewed."""
         self._wake = threading.Event()
         self._over = threading.Event()
+        self._draining = threading.Event()
         looks = ((self._next, self._wake), (self._keep, self._over))
         self._threads = [threading.Thread(target=self._loop, args=look, daemon=True) for look in looks]
 
@@ -57,6 +61,10 @@ class Backlog:
     def wake(self) -> None:
         """There is something new to extract."""
         self._wake.set()
+
+    def drain(self) -> None:
+        """Let nobody wait for an extraction any more."""
+        self._draining.set()
 
     def close(self) -> None:
         """Leave what is not done to whoever comes next."""
@@ -74,7 +82,10 @@ class Backlog:
         """
         begun = _Begun()
         threading.Thread(target=self._behind, args=(job, run, begun), daemon=True).start()
-        begun.over.wait(patience)
+        until = time.monotonic() + patience
+        while not begun.over.wait(max(0.0, min(_LOOK_SECONDS, until - time.monotonic()))):
+            if time.monotonic() >= until or self._draining.is_set():
+                break
         with begun.lock:
             if begun.over.is_set():
                 if begun.error is not None:
@@ -153,7 +164,7 @@ class Backlog:
         if error is not None:
             code, message = "internal", "Something failed inside the server; its log says what."
             if isinstance(error, Problem):
-                code, message = error.code, error.detail
+                code, message = error.code, tail.clean(error.detail)
             log.warning("%s was not extracted: %s", job.id, code, extra={"job": job.id}, exc_info=error)
         if self._rows.settle(job.id, self._owner, code=code, message=message) and not error:
             self._queued()

@@ -20,6 +20,8 @@ from service import pulling
 ENDED = frozenset(("succeeded", "failed", "cancelled"))
 _RECONNECT_SECONDS = 1.0
 _RECONNECTS = 60
+_BUSY = frozenset((429, 502, 503, 504))
+"""What a service, or a proxy before it, answers while it is restarted."""
 
 
 class ServiceError(Exception):
@@ -140,7 +142,7 @@ class Client:
             if response.is_error:
                 response.read()
                 self._checked(response)
-            yield from response.iter_lines()
+            yield from _lines(response)
 
     def events(self, job_id: str, after: int | None = None) -> Iterator[dict[str, Any]]:
         """Events from offset `after` on until the job has ended, each with its `id`; connects anew when cut off."""
@@ -155,6 +157,9 @@ class Client:
                         return
             except httpx.TransportError:
                 pass
+            except ServiceError as error:
+                if error.status not in _BUSY:
+                    raise
             failures += 1
             if failures > _RECONNECTS:
                 raise ServiceError(0, {"detail": f"{self._http.base_url} does not answer any more"})
@@ -201,7 +206,7 @@ class Client:
                 response.read()
                 self._checked(response)
             event: dict[str, str] = {}
-            for line in response.iter_lines():
+            for line in _lines(response):
                 if line and not line.startswith(":"):
                     name, _, value = line.partition(": ")
                     event[name] = value
@@ -220,3 +225,13 @@ class Client:
         with contextlib.suppress(ValueError):
             problem = response.json()
         raise ServiceError(response.status_code, problem if isinstance(problem, dict) else {})
+
+
+def _lines(response: httpx.Response) -> Iterator[str]:
+    """The lines of an answer as they come. Only line feeds end them: JSON may hold other separators as they are."""
+    rest = ""
+    for piece in response.iter_text():
+        *whole, rest = (rest + piece).split("\n")
+        yield from whole
+    if rest:
+        yield rest

@@ -147,9 +147,20 @@ class Extractor:
                 self._watch(process, deadline)
                 continue
             if "error" in said:
-                raise _problem(said["error"])
+                raise _problem(self._named(said["error"]))
             answer: dict[str, Any] = said["ok"]
             return answer
+
+    def _named(self, error: dict[str, Any]) -> dict[str, Any]:
+        """An error in the words of who asked: where the operator keeps things is not for others' eyes."""
+        settings = self._settings
+        aliases = {str(path): name for names in (settings.teachers, settings.corpora) for name, path in names.items()}
+        folders = {str(settings.data_dir): "the server's folder", str(settings.cache): "the server's cache"}
+        text = json.dumps(error)
+        for path, name in sorted((aliases | folders).items(), key=lambda one: -len(one[0])):
+            text = text.replace(json.dumps(path)[1:-1], json.dumps(name)[1:-1])
+        found: dict[str, Any] = json.loads(text)
+        return found
 
     def _start(self) -> subprocess.Popen[str]:
         """The living worker, a new one if need be."""

@@ -18,6 +18,8 @@ SCOPES = {
     "students:read": "download students",
     "metrics:read": "read the server's metrics",
 }
+TENANTS_SCOPES = ("jobs:read", "jobs:write", "students:read")
+"""Those that concern nothing but the tenant's own."""
 _PREFIX = "etd_"
 
 

@@ -178,13 +178,13 @@ def install(app: FastAPI) -> None:
         return await on_bug(request, error)
 
     async def on_bug(request: Request, error: Exception) -> JSONResponse:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        log.error("%r %r failed", request.method, request.url.path, exc_info=error)
         return Problem(500, "internal", "Something failed inside the server; its log says what.").response()
 
     async def on_database(request: Request, error: OperationalError) -> JSONResponse:
         if is_full(error):
             return Problem(507, "disk_full", "The server's disk is full; nothing was changed.").response()
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        log.error("%r %r failed", request.method, request.url.path, exc_info=error)
         detail = "The database does not answer; try again."
         return Problem(503, "database_away", detail, headers={"Retry-After": "10"}).response()
 

@@ -97,6 +97,8 @@ class Store:
 
     def get(self, job_id: str, *, tenant: str | None = None) -> Job | None:
         """The job, or `None` if there is none or it is another tenant's."""
+        if "\0" in job_id:  # PostgreSQL would call that an error
+            return None
         query = sa.select(*COLUMNS).where(jobs.c.id == job_id)
         if tenant is not None:
             query = query.where(jobs.c.tenant == tenant)

@@ -17,9 +17,25 @@ def last_lines(path: Path, count: int = 20, *, limit: int = _PIECE) -> list[str]
 
     Of a progress bar, which overwrites its line, only the newest state counts.
     """
-    text = _end(path, limit).decode(errors="replace")
-    lines = (clean(line.rstrip("\r").rsplit("\r", 1)[-1]) for line in text.split("\n"))
-    return [line for line in lines if line][-count:]
+    return _shown(_end(path, limit)[0], count)
+
+
+def whole_lines(path: Path, count: int, *, limit: int = _PIECE) -> tuple[list[str], int]:
+    """As `last_lines`, but without a last one that is not finished: (lines, the offset behind them)."""
+    piece, end = _end(path, limit)
+    finished = piece.rfind(b"\n") + 1
+    return _shown(piece[:finished], count), end - len(piece) + finished
+
+
+def _shown(piece: bytes, count: int) -> list[str]:
+    lines = (shown(line) for line in piece.decode(errors="replace").split("\n"))
+    found = [line for line in lines if line]
+    return found[-count:] if count else []
+
+
+def shown(line: str) -> str:
+    """A line as a terminal would show it at last."""
+    return clean(line.rstrip("\r").rsplit("\r", 1)[-1])
 
 
 def clean(line: str) -> str:
@@ -29,7 +45,7 @@ def clean(line: str) -> str:
 
 def newest(path: Path) -> Iterator[events.Event]:
     """Events from the last one backwards, among the last 64 KiB of the file."""
-    piece = _end(path, _PIECE)
+    piece, _ = _end(path, _PIECE)
     whole = piece[: piece.rfind(b"\n") + 1].split(b"\n")
     for raw in reversed(whole):
         if raw:
@@ -73,11 +89,12 @@ def last_end(path: Path) -> events.End | None:
     return None
 
 
-def _end(path: Path, limit: int) -> bytes:
+def _end(path: Path, limit: int) -> tuple[bytes, int]:
+    """The last bytes of a file, and the offset behind them."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - limit))
-            return file.read(limit)
+            return file.read(min(limit, size)), size
     except FileNotFoundError:
-        return b""
+        return b"", 0

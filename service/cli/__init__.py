@@ -29,7 +29,10 @@ def main(argv: list[str] | None = None) -> int:
     except (ServiceError, errors.EtdError) as error:
         print(f"etd-jobs: {error}", file=sys.stderr)
         return 2
-    except httpx.HTTPError as error:
+    except OSError as error:  # a file that cannot be read or written
+        print(f"etd-jobs: {error}", file=sys.stderr)
+        return 2
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         print(f"etd-jobs: {args.url} does not answer ({error}); is `etd-jobs serve` running?", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

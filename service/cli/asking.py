@@ -20,9 +20,11 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from etd_ds.contract import flags
+from etd_ds.contract import errors, flags, spec
 from service.client import Client
 from service.settings import environment
+
+_FIELDS = spec.JobSpec.model_fields
 
 
 def configure(commands: Any) -> None:
@@ -48,8 +50,8 @@ def _submit(commands: Any) -> None:
     parser = _client_parser(commands, "submit", "make a job of a spec, given as flags or as a JSON file", job=False)
     parser.add_argument("--file", type=Path, help="a JSON file with the spec; flags win over it")
     parser.add_argument("--label", nargs="*", default=[], metavar="NAME:VALUE", help="labels to find the job by")
-    parser.add_argument("--priority", type=int, default=0, help="higher ones start first, from -100 to 100")
-    parser.add_argument("--webhook", metavar="URL", default="", help="an https address that is told how the job ends")
+    parser.add_argument("--priority", type=int, help="higher ones start first, from -100 to 100")
+    parser.add_argument("--webhook", metavar="URL", help="an https address that is told how the job ends")
     parser.add_argument("--async", action="store_true", dest="background",
                         help="do not wait for the extraction, which takes long with a new teacher or text")  # fmt: skip
     parser.add_argument("--watch", action="store_true", help="follow the job until it has ended")
@@ -59,23 +61,28 @@ def _submit(commands: Any) -> None:
 
 
 def _run_submit(args: argparse.Namespace) -> int:
-    base = json.loads(args.file.read_bytes()) if args.file else {}
-    for name in (*base, "layers", "hidden"):
-        if name in base and not hasattr(args, name):
-            setattr(args, name, base[name])
-    job = flags.read(args)
+    request = _read(args.file) if args.file else {}
+    request |= {name: getattr(args, name) for name in ("priority", "webhook") if getattr(args, name) is not None}
+    if args.label:
+        request["labels"] = {**request.get("labels", {}), **dict(one.partition(":")[::2] for one in args.label)}
+    job = flags.parse({name: one for name, one in request.items() if name in _FIELDS} | flags.given(args))
+    request |= job.model_dump(mode="json", exclude_unset=True)  # what is no field of a spec is for the service to judge
     with _client(args) as client:
-        request = job.model_dump(mode="json", exclude_unset=True)
-        request |= {
-            "labels": dict(one.partition(":")[::2] for one in args.label),
-            "priority": args.priority,
-            "webhook": args.webhook,
-        }
         made = client.create(request, idempotency_key=secrets.token_hex(16), background=args.background)
         print(made["id"])
         if not args.quiet:
             _describe(Console(stderr=True), made)
         return _follow(client, made["id"], quiet=args.quiet) if args.watch else 0
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_bytes())
+        if isinstance(found, dict):
+            return found
+    except ValueError:
+        pass
+    raise errors.EtdError(f"--file: wanted a JSON object, got {file}", field="file", wanted="a JSON object")
 
 
 def _plan(commands: Any) -> None:

@@ -17,7 +17,7 @@ from etd_ds.contract import errors
 from service.cli import working
 from service.database import Database
 from service.executors import slurm_flags
-from service.keys import SCOPES, Keys
+from service.keys import SCOPES, TENANTS_SCOPES, Keys
 from service.settings import Settings, environment
 
 
@@ -130,8 +130,9 @@ def _keys(commands: Any) -> None:
     create = verbs.add_parser("create", help="make a key and print it: it is never shown again")
     create.add_argument("name", help="whose key it is, for the list")
     create.add_argument("--tenant", default="default", help="whose jobs it sees (default: %(default)s)")
-    create.add_argument("--scopes", nargs="+", choices=list(SCOPES), default=[*SCOPES], metavar="SCOPE",
-                        help=f"what it may do, of {', '.join(SCOPES)} (default: everything)")  # fmt: skip
+    create.add_argument("--scopes", nargs="+", choices=list(SCOPES), default=list(TENANTS_SCOPES), metavar="SCOPE",
+                        help=f"what it may do, of {', '.join(SCOPES)} (default: all but metrics:read, which is about "
+                             "all tenants)")  # fmt: skip
     create.add_argument("--days", type=float, help="days until it expires (default: never)")
     create.set_defaults(run=_run_create_key)
     listing = verbs.add_parser("list", help="list all keys, without their secrets")

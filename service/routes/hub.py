@@ -145,7 +145,10 @@ def tree(owner: str, name: str, revision: str, who: Who, path: str = "") -> list
 async def paths_info(owner: str, name: str, revision: str, request: Request, who: Who) -> list[dict[str, Any]]:
     """The entries of the named files; the body is a form."""
     body = await read_body(request, 1 << 20)
-    wanted = parse_qs(body.decode("ascii", "replace"), max_num_fields=1000).get("paths", [])
+    try:
+        wanted = parse_qs(body.decode("ascii", "replace"), max_num_fields=1000).get("paths", [])
+    except ValueError:
+        raise refuse(413, "TooManyPaths", "At most 1000 paths at once") from None
     at = await run_in_threadpool(_pick, who, owner, name, revision)
     return await run_in_threadpool(lambda: [_entry(at, file) for file in wanted if file in at.files])
 

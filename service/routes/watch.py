@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
 from collections.abc import AsyncIterator
@@ -26,6 +27,7 @@ router = APIRouter(tags=["jobs"])
 _LOOK_SECONDS = 0.3
 _PING_SECONDS = 15.0
 _WATCHED = 1000
+_LISTED = 10_000
 _LOG_BYTES = 1 << 20
 _RAW = {"X-Accel-Buffering": "no", "X-Content-Type-Options": "nosniff"}
 _CONTENT: dict[str, dict[str, str]] = {"text/event-stream": {}, "application/json": {}}
@@ -41,8 +43,9 @@ async def watch(
 ) -> Response:
     """Events from byte offset `after` (or `Last-Event-ID`) on: server-sent ones, or a JSON list if that is accepted.
 
-    An event's id is the offset behind it. Besides the run's own events there are `status` ones, which tell what
-    the job has become; the stream ends after the one that says how the job ended.
+    An event's id is the offset behind it. A list has at most 10,000, and `next` is the `after` of the rest. Besides the
+    run's own events there are `status` ones in the stream, which tell what the job has become; it ends after the one
+    that says how the job ended.
     """
     here = who.here
     job = await run_in_threadpool(who.job, job_id)
@@ -68,14 +71,14 @@ def log(
 
 async def _follow(here: Context, started: Job, lines: int) -> AsyncIterator[bytes]:
     path = here.run(started).log
-    offset = path.stat().st_size if path.exists() else 0
-    for line in tail.last_lines(path, lines, limit=_LOG_BYTES):
+    last, offset = tail.whole_lines(path, lines, limit=_LOG_BYTES)
+    for line in last:
         yield line.encode() + b"\n"
     while True:
         job = await _now(here, started.id)
         for whole in events.lines(path, offset):
             offset = whole.end
-            if line := tail.clean(whole.text.rstrip("\r").rsplit("\r", 1)[-1]):
+            if line := tail.shown(whole.text):
                 yield line.encode() + b"\n"
         if job is None or job.status in ENDED or here.draining:
             return
@@ -83,7 +86,8 @@ async def _follow(here: Context, started: Job, lines: int) -> AsyncIterator[byte
 
 
 def _list(here: Context, job: Job, after: int) -> dict[str, object]:
-    found = [(line.end, json.loads(line.text)) for line in events.lines(here.run(job).events, after) if _whole(line)]
+    lines = filter(_whole, events.lines(here.run(job).events, after))
+    found = [(line.end, json.loads(line.text)) for line in itertools.islice(lines, _LISTED)]
     return {
         "status": job.status,
         "data": [{"id": end, **event} for end, event in found],

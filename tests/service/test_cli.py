@@ -67,6 +67,32 @@ def test_bad_input_and_no_server_are_exit_code_2(server: Server, say):
     assert say("submit", "--layers", "x", "--hidden", "192", "--url", server.url)[0] == 2
 
 
+def test_a_file_may_hold_whatever_a_request_may(server: Server, say, tmp_path):
+    server.start()
+    file = tmp_path / "spec.json"
+    asked = {"layers": 3, "hidden": 192, "steps": 3, "labels": {"a": "b", "c": "d"}, "priority": 7}
+    file.write_text(json.dumps(asked))
+    submit = ("submit", "--file", str(file), "--url", server.url, "--quiet")
+    job = server.client.get(say(*submit, "--label", "c:e")[1].strip())
+    assert (job["labels"], job["priority"]) == ({"a": "b", "c": "e"}, 7)
+    file.write_text(json.dumps(asked | {"colour": "red"}))
+    code, _, err = say(*submit)
+    assert (code, "colour: no such field" in err) == (2, True)
+    for content in ("{", "[]"):
+        file.write_text(content)
+        assert "wanted a JSON object" in say(*submit)[2]
+    file.unlink()
+    assert say(*submit)[0] == 2
+    assert say("list", "--url", "http://[::1")[0] == 2
+
+
+def test_a_key_is_about_its_tenant_alone_unless_more_is_asked_for(tmp_path, say):
+    assert say("keys", "create", "me", "--data-dir", str(tmp_path))[0] == 0
+    shown = say("keys", "list", "--data-dir", str(tmp_path))[1]
+    assert "jobs:write" in shown
+    assert "metrics:read" not in shown
+
+
 def test_log_lines_are_json_whatever_they_hold():
     record = logging.LogRecord("etd_jobs", logging.INFO, "file", 1, "%s said %s", ("job-1", "a\n\x1b[31mb"), None)
     record.job = "job-1"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -118,6 +120,19 @@ def test_a_quota_counts_what_is_extracted(server: Server):
     job = post(server).json()
     assert post(server).json()["code"] == "quota"
     server.client.cancel(job["id"])
+
+
+def test_a_server_that_goes_answers_those_who_wait(server: Server):
+    slow(server)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(post, server, "")
+        while not list((server.root / "data" / "jobs").glob("*/events.jsonl")):
+            threading.Event().wait(0.05)
+        server.end()
+        assert (asked.result().status_code, asked.result().json()["status"]) == (202, "extracting")
+    server.behave("cut", "")
+    server.start()
+    assert server.client.wait(asked.result().json()["id"])["status"] == "succeeded"
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])

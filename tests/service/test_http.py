@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import signal
 import tarfile
 
@@ -11,7 +12,7 @@ import httpx
 import pytest
 from server_process import Server
 
-from etd_ds.contract import teachers
+from etd_ds.contract import events, teachers
 from service.client import ServiceError
 
 SMALL = {"layers": 3, "hidden": 192, "steps": 3}
@@ -28,7 +29,8 @@ def http(tmp_path_factory):
     (root / "gpt" / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
     (root / "gpt" / "model.safetensors").touch()
     server = Server(root).start("--teacher", f"no-weights={root / 'bert'}", "--teacher", f"gpt={root / 'gpt'}",
-                                "--teacher", f"mini={teachers.embedded_folder()}")  # fmt: skip
+                                "--teacher", f"mini={teachers.embedded_folder()}",
+                                "--corpus", f"nothing={root / 'gpt'}")  # fmt: skip
     with httpx.Client(base_url=server.url, timeout=30) as client:
         client.server = server
         yield client
@@ -206,6 +208,43 @@ def test_pull_brings_the_files_and_nothing_else(http, done, tmp_path):
     http.server.client.pull(done["id"], tmp_path, progress=lambda *numbers: seen.append(numbers))
     total = sum(one["size"] for one in done["result"]["files"].values())
     assert seen[-1] == (total, total), "what is there is not fetched again"
+
+
+def test_events_may_hold_any_character(http):
+    job = http.server.client.wait(http.server.client.create(SMALL)["id"])
+    odd = "a\u2028b\x85c\x1dd"
+    events.append(http.server.run(job["id"]) / "events.jsonl", events.Warn(message=odd))
+    assert odd in [event.get("message") for event in http.server.client.events(job["id"])]
+
+
+def test_a_list_of_very_many_events_comes_in_parts(http):
+    job = http.server.client.wait(http.server.client.create(SMALL)["id"])
+    line = events.Warn(message="again").model_dump_json() + "\n"
+    with (http.server.run(job["id"]) / "events.jsonl").open("a") as out:
+        out.write(line * 10_000)
+    ask = {"headers": {"Accept": "application/json"}}
+    first = http.get(job["links"]["events"], **ask).json()
+    rest = http.get(job["links"]["events"], params={"after": first["next"]}, **ask).json()
+    assert len(first["data"]) == 10_000
+    assert [event["message"] for event in rest["data"]] == ["again"] * len(rest["data"])
+    assert rest["data"]
+
+
+def test_a_job_whose_folder_is_lost_can_be_deleted(http):
+    job = http.server.client.wait(http.server.client.create(SMALL)["id"])
+    shutil.rmtree(http.server.run(job["id"]))
+    http.server.client.delete(job["id"])
+    assert http.get(f"/jobs/{job['id']}").status_code == 404
+
+
+def test_where_the_operator_keeps_things_is_not_said(http):
+    answer = http.post("/jobs", json={**SMALL, "corpus": "nothing"})
+    assert answer.json()["detail"] == "corpus: nothing holds no text"
+    assert str(http.server.root) not in answer.text
+
+
+def test_no_lines_of_a_log_are_no_lines(http, done):
+    assert http.get(f"{done['links']['log']}?lines=0").text == ""
 
 
 def test_the_server_says_what_it_is(http):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 from cutting_proxy import CuttingProxy
 from huggingface_hub import HfApi, HfFileSystem, hf_hub_download, snapshot_download
@@ -60,6 +61,13 @@ def test_download_one_file_and_all(hub, tmp_path):
         assert rundir.digest(folder / name).sha256 == digest["sha256"]
     init = Path(snapshot_download(repo, revision="init", cache_dir=tmp_path, **endpoint(hub)))
     assert (init / "config.json").read_text() == "{}"
+
+
+def test_too_many_paths_at_once_are_refused(hub):
+    server, secrets, repo, _ = hub
+    address = f"{server.url}/hf/api/models/{repo}/paths-info/main"
+    asked = {"headers": {"Authorization": f"Bearer {secrets['a']}"}, "data": {"paths": ["config.json"] * 1001}}
+    assert httpx.post(address, **asked).status_code == 413
 
 
 def test_a_kept_checkpoint_is_a_revision(hub, tmp_path):

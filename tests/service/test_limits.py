@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
 import pytest
 from server_process import Server, until
 
@@ -54,6 +56,17 @@ def test_a_tenant_has_so_many_unfinished_jobs(server: Server):
     server.behave("go", "")
     server.client.wait(job["id"])
     server.client.wait(server.client.create(SMALL)["id"])
+
+
+def test_requests_at_the_same_time_do_not_pass_a_quota_together(server: Server):
+    server.start("--quota", "2")
+    server.behave("worker", "wait on extract")
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(server.client.create, SMALL) for _ in range(3)]
+        first = next(as_completed(asked))
+        assert first.exception().problem["code"] == "quota"
+        server.behave("cut", "")
+        assert [one.exception() is None for one in asked].count(True) == 2
 
 
 def test_an_extraction_has_a_memory_limit(server: Server):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import postgres
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -74,3 +75,12 @@ def test_a_request_key_is_used_once_a_tenant(store):
         store.add(job("c", tenant="t", request_key="k"))
     assert taken.value.job.id == "a"
     assert store.get("c") is None
+
+
+@pytest.mark.skipif(postgres.missing(), reason="no PostgreSQL here")
+def test_an_id_that_postgresql_cannot_hold_is_nobodys():
+    with postgres.running() as url:
+        database = Database(url)
+        database.create()
+        assert Store(database).get("job-\0", tenant="default") is None
+        database.close()

@@ -42,3 +42,14 @@ def test_a_new_attempt_has_the_steps_it_continues_from(tmp_path):
     events.append(path, ATTEMPT.model_copy(update={"step": 7}))
     assert tail.progress(path) == {"step": 7, "steps": 9000}
     assert tail.last_end(path) is None
+
+
+def test_following_begins_behind_the_last_finished_line(tmp_path):
+    log = tmp_path / "log"
+    log.write_bytes(b"one\ntwo\nthr")
+    assert tail.whole_lines(log, 1) == (["two"], 8)
+    assert tail.whole_lines(log, 0) == ([], 8)
+    assert tail.whole_lines(log, 9, limit=6) == (["wo"], 8)
+    assert tail.whole_lines(tmp_path / "absent", 9) == ([], 0)
+    log.write_bytes(b"unfinished")
+    assert tail.whole_lines(log, 9) == ([], 0)

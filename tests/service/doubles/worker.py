@@ -73,7 +73,10 @@ def check(job: dict[str, object]) -> dict[str, object]:
 
 
 def extract(run: rundir.RunDir) -> dict[str, object]:
-    teacher, student = shapes(run.read_job())
+    job = run.read_job()
+    if job.corpus not in (teachers.EMBEDDED, "mine") and Path(job.corpus).is_dir():
+        raise errors.CorpusError(f"corpus: {job.corpus} holds no text", got=job.corpus)
+    teacher, student = shapes(job)
     with rundir.publishing(run.init) as folder:
         (folder / "config.json").write_text("{}")
     plan = rundir.Plan(
