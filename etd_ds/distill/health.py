@@ -23,9 +23,10 @@ def check(loss: float, update: Update, *, step: int, batch_size: int, first_loss
     overflow = update.grad_norm is not None and not math.isfinite(update.grad_norm)
     if overflow and update.loss_scale is None:
         raise errors.TrainingError(f"the gradient became {update.grad_norm} at {where}; lower learning_rate")
-    if overflow and update.loss_scale is not None and update.loss_scale <= 1:
+    if update.exhausted:
         raise errors.TrainingError(
-            f"fp16 gradients overflow at {where} even at loss scale 1; choose precision bf16 or fp32"
+            f"fp16 gradients overflow at {where} even at the smallest loss scale, {update.loss_scale:g}; choose "
+            "precision bf16 or fp32"
         )
     if loss > DIVERGED * max(first_loss, SMALL):
         raise errors.TrainingError(

@@ -16,10 +16,10 @@ from etd_ds.bert.encoder import Packed
 from etd_ds.contract import events, spec
 from etd_ds.distill import health
 from etd_ds.distill.module import Distiller
-from etd_ds.distill.schedule import learning_rate
 from etd_ds.engine.checkpoint import Found, Progress
 from etd_ds.engine.ranks import Ranks
 from etd_ds.engine.runtime import Engine, Update
+from etd_ds.engine.schedule import learning_rate
 from etd_ds.losses import Segments, Taps, Totals
 
 

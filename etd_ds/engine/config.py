@@ -94,9 +94,20 @@ def check(config: Mapping[str, Any], name: str) -> None:
     if path := _find_auto(config):
         raise errors.ConfigError(f"deepspeed: {name}: {path} is 'auto'; write a value or delete the key", got="auto")
     stage = zero_stage(config)
-    if stage not in (0, 1, 2, 3):
+    if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         raise errors.ConfigError(
             f"deepspeed: {name}: zero_optimization.stage wanted 0, 1, 2 or 3, got {stage!r}", got=stage
+        )
+    for key in ("bf16", "fp16"):
+        if not isinstance(enabled := config.get(key, {}).get("enabled", False), bool):
+            raise errors.ConfigError(
+                f"deepspeed: {name}: {key}.enabled wanted true or false, got {enabled!r}", got=enabled
+            )
+    if scale := config.get("fp16", {}).get("loss_scale", 0):
+        raise errors.ConfigError(
+            f"deepspeed: {name}: fp16.loss_scale wanted 0 (dynamic), got {scale!r}: with a fixed one that is too high "
+            "a run would skip every update",
+            got=scale,
         )
     if _enabled(config, "bf16") and _enabled(config, "fp16"):
         raise errors.ConfigError(f"deepspeed: {name}: wanted bf16 or fp16, got both enabled")

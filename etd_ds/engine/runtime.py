@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import deepspeed
 import torch
+from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -23,6 +25,25 @@ from etd_ds.engine.ranks import Ranks
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
+# section of a config -> DeepSpeed's own model of it
+_SECTIONS = {"zero_optimization": DeepSpeedZeroConfig, "fp16": DeepSpeedFP16Config, "bf16": DeepSpeedBF16Config}
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for what DeepSpeed does not know in the sections that matter."""
+    for name, model in _SECTIONS.items():
+        try:
+            model(**config.get(name, {}))
+        except ValidationError as error:
+            raise _refusal(error, name) from None
+
+
+def _refusal(error: ValidationError, *section: str) -> errors.ConfigError:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in (*section, *first["loc"]))
+    return errors.ConfigError(f"deepspeed: {where}: {first['msg']}, got {first['input']!r}")
+
+
 class Update(NamedTuple):
     """What one optimizer step did."""
 
@@ -30,6 +51,8 @@ class Update(NamedTuple):
     """Global gradient norm before clipping; NaN when the update was skipped (fp16), none where ZeRO 0 hides it."""
     loss_scale: float | None
     """fp16 only."""
+    exhausted: bool = False
+    """fp16 only: it overflowed although the loss scale cannot get any smaller."""
 
 
 class Engine:
@@ -42,11 +65,12 @@ class Engine:
                 model=module, model_parameters=_groups(module), config=dict(config), dist_init_required=False
             )
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise errors.ConfigError(f"deepspeed: {where}: {first['msg']}, got {first['input']!r}") from None
+            raise _refusal(error) from None
         self._micro_steps = int(config["gradient_accumulation_steps"])
         self._fp16 = bool(config["fp16"]["enabled"])
+        if self._fp16:
+            # DeepSpeed would crash at the smallest scale; `Update.exhausted` says it instead
+            self._engine.optimizer.loss_scaler.raise_error_at_min_scale = False
 
     @property
     def micro_steps(self) -> int:
@@ -81,7 +105,8 @@ class Engine:
             return None
         skipped = self._fp16 and self._engine.optimizer.overflow
         norm = self._engine.get_global_grad_norm()
-        return Update(math.nan if skipped else None if norm is None else float(norm), before)
+        exhausted = skipped and before == self._engine.optimizer.loss_scaler.min_scale
+        return Update(math.nan if skipped else None if norm is None else float(norm), before, exhausted)
 
     def gather(self) -> dict[str, Tensor]:
         """The whole state in fp32, on the CPU of rank 0 (empty elsewhere): parameters and Adam's moments by name."""

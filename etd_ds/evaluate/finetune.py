@@ -18,6 +18,7 @@ from etd_ds.contract import errors, spec
 from etd_ds.data import tokenize
 from etd_ds.engine import config, ranks
 from etd_ds.engine.runtime import Engine
+from etd_ds.engine.schedule import learning_rate
 from etd_ds.evaluate import encoding, metrics, reader, spans, tasks
 from etd_ds.evaluate.encoding import Inputs, Row
 from etd_ds.evaluate.examples import Labelled, Material, Question
@@ -150,15 +151,10 @@ def _train(
                     f"{setting.learning_rate:g}, or precision fp32"
                 )
             engine.backward(loss)
-            engine.update(rate(len(losses), steps=steps, peak=setting.learning_rate))
+            peak, warmup = setting.learning_rate, tasks.WARMUP_RATIO
+            engine.update(learning_rate(len(losses), updates=steps, peak=peak, warmup_ratio=warmup))
             report("train", len(losses), steps)
     return losses
-
-
-def rate(step: int, *, steps: int, peak: float) -> float:
-    """Learning rate of a step, from 1: linear up over the first tenth, linear down towards 0 one step past the end."""
-    warm = math.ceil(tasks.WARMUP_RATIO * steps)
-    return peak * step / warm if step <= warm else peak * (steps - step + 1) / (steps - warm + 1)
 
 
 @torch.no_grad()

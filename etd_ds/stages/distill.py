@@ -24,7 +24,7 @@ from etd_ds.distill.learner import Learner
 from etd_ds.distill.loop import Loop, Rhythm
 from etd_ds.distill.module import Distiller, Guide
 from etd_ds.distill.stopping import Stop
-from etd_ds.engine import checkpoint, config
+from etd_ds.engine import checkpoint, config, runtime
 from etd_ds.engine.ranks import Ranks, hardware, leave
 from etd_ds.engine.runtime import Engine
 from etd_ds.engine.sharded import sharded
@@ -66,6 +66,7 @@ def check(runs: Sequence[rundir.RunDir], *, ds_config: Path, world_size: int) ->
         if other.tensorboard:
             board.check()
     machine, content = hardware(), config.read(ds_config)
+    runtime.check(content)
     config.check_compile(job, content, machine)
     return Settings(
         job=job,
@@ -157,12 +158,15 @@ class Trainer:
             )
 
         made: list[Corpus] = []
-        self.ranks.lead("data", lambda: self._timed(self.seats, "data", lambda: made.append(prepare())))
+
+        def make() -> None:
+            made.append(prepare())
+            _check_corpus(made[0], self.job.corpus, self._teacher)
+
+        self.ranks.lead("data", lambda: self._timed(self.seats, "data", make))
         corpus = made[0] if made else prepare()
         # a rank with another cache, or a slow disk, may take longer than a collective would wait
         self.ranks.meet("corpus")
-        if not len(corpus.train):
-            raise errors.CorpusError("corpus: no training sequences are left; give more text", got=0)
         return corpus
 
     def _distill(self, seats: Sequence[Seat], corpus: Corpus, steps: int, common: int) -> None:
@@ -272,6 +276,18 @@ class Trainer:
         work()
         for seat in seats:
             seat.say(events.Stage(stage=stage, state="done", detail=f"{time.monotonic() - started:.1f} s"))
+
+
+def _check_corpus(corpus: Corpus, reference: str, teacher: bert_checkpoint.Teacher) -> None:
+    if not len(corpus.train):
+        raise errors.CorpusError("corpus: no training sequences are left; give more text", got=0)
+    if corpus.manifest.options.layout == "pairs" and teacher.shape.token_types < 2:
+        raise errors.CorpusError(
+            f"corpus: {reference} was prepared in pairs, and the teacher {teacher.reference} has no second token type; "
+            "prepare it with layout packed",
+            wanted="packed",
+            got="pairs",
+        )
 
 
 def _same_corpus(seat: Seat, step: int, corpus: Corpus) -> None:

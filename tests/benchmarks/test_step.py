@@ -35,7 +35,7 @@ def test_bf16_is_near_the_truth_and_not_exact():
     for contender in step.in_bf16(half, "last_layer", gpu=False).values():
         loss, gradient = step.errors(half, contender, wanted)
         assert step.LOSS_GATE < loss < 0.05
-        assert step.GRADIENT_GATE < gradient < 0.2
+        assert step.GRADIENT_GATE < gradient < 0.5
 
 
 def test_students_in_a_crowd_get_the_gradients_that_they_get_alone():

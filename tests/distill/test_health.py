@@ -22,7 +22,7 @@ FINE = Update(grad_norm=1.0, loss_scale=None)
         (math.nan, FINE, "lower learning_rate"),
         (math.inf, Update(1.0, 1024.0), "precision bf16 or fp32"),
         (1.0, Update(math.inf, None), "gradient became inf"),
-        (1.0, Update(math.nan, 1.0), "overflow"),
+        (1.0, Update(math.nan, 1.0, exhausted=True), "overflow"),
         (301.0, FINE, "diverged"),
     ],
 )

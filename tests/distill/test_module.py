@@ -12,7 +12,7 @@ from etd_ds.data.batch import collate
 from etd_ds.data.corpus import Row
 from etd_ds.distill import inputs
 from etd_ds.distill.module import Distiller, Guide, encoder_state
-from etd_ds.distill.schedule import learning_rate
+from etd_ds.engine.schedule import learning_rate
 from etd_ds.losses import OBJECTIVES
 
 SIZES = {"vocab_size": 60, "num_attention_heads": 3, "max_position_embeddings": 20, "initializer_range": 0.3}

@@ -185,6 +185,17 @@ def test_fp16_skips_overflowing_updates_and_resumes_its_loss_scale(plain, make_r
     assert [event.loss_scale for event in _of(run, events.Step)] == scales
 
 
+def test_fp16_that_overflows_at_its_smallest_loss_scale_ends_with_one_clear_line(make_run, cache, tmp_path):
+    content = json.loads((CONFIGS / "fp16.json").read_text())
+    content["fp16"] |= {"initial_scale_power": 30, "min_loss_scale": 2**30, "hysteresis": 1}
+    config = tmp_path / "fp16_stuck.json"
+    config.write_text(json.dumps(content))
+    run = make_run(dropout=0.0)
+    codes = launching.train(run.root, fatal="fp16", cache=cache, config=config, world_size=1)
+    assert codes == [launch.EXIT_BAD_INPUT]
+    assert "overflow" in _of(run, events.End)[-1].message
+
+
 def test_students_that_share_a_teacher_learn_as_each_would_alone(whole, make_run, cache):
     """To the bit, also when killed between the saves of the first and the second."""
     other = {"objective": "minilm", "layers": 3, "hidden": 12, "learning_rate": 3e-3, "dropout": 0.0}

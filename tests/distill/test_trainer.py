@@ -4,6 +4,8 @@ import concurrent.futures
 import json
 import shutil
 import threading
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,6 +48,17 @@ def test_no_rank_goes_on_before_all_have_opened_the_corpus(trainers, monkeypatch
         finally:
             opened.set()
         assert first.result(30).manifest.key == second.result(30).manifest.key
+
+
+@pytest.mark.parametrize(("rows", "layout", "says"), [(0, "packed", "no training sequences"), (5, "pairs", "in pairs")])
+def test_a_corpus_that_cannot_be_trained_on_is_refused_by_the_first_rank(trainers, monkeypatch, rows, layout, says):
+    """Also one that was prepared before, whose layout the spec does not say."""
+    corpus = SimpleNamespace(train=range(rows), manifest=SimpleNamespace(options=SimpleNamespace(layout=layout)))
+    monkeypatch.setattr(distill.data, "prepare", lambda *_, **__: corpus)
+    teacher = trainers[0]._teacher
+    trainers[0].__dict__["_teacher"] = replace(teacher, shape=teacher.shape.model_copy(update={"token_types": 1}))
+    with pytest.raises(errors.CorpusError, match=says):
+        trainers[0]._data()
 
 
 @pytest.fixture

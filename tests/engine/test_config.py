@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etd_ds.contract import errors, flags
-from etd_ds.engine import config
+from etd_ds.engine import config, runtime
 
 CONFIGS = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))
 CPU = config.Hardware("cpu", bf16=True, fp16=False)
@@ -57,6 +57,9 @@ def test_keys_that_are_not_its_own_are_refused_by_name(tmp_path, key):
         ('{"fp16": null}', "fp16 wanted an object, got None"),
         ('{"zero_optimization": {"stage": 4}}', "0, 1, 2 or 3"),
         ('{"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}}', "zero_optimization.reduce_bucket_size"),
+        ('{"zero_optimization": {"stage": true}}', "got True"),
+        ('{"bf16": {"enabled": "no"}}', "bf16.enabled wanted true or false, got 'no'"),
+        ('{"fp16": {"enabled": true, "loss_scale": 128}}', "loss_scale wanted 0"),
         ('{"bf16": {"enabled": true}, "fp16": {"enabled": true}}', "both"),
     ],
 )
@@ -65,6 +68,20 @@ def test_what_deepspeed_would_choke_on_is_refused(tmp_path, text, says):
     path.write_text(text)
     with pytest.raises(errors.ConfigError, match=says):
         config.read(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"zero_optimization": {"stage": 2, "reduce_bucket": 5}}, "zero_optimization.reduce_bucket: Extra inputs"),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "disk"}}}, "offload_param.device"),
+        ({"fp16": {"enabled": True, "window": 3}}, "fp16.window"),
+    ],
+)
+def test_what_deepspeed_does_not_know_is_refused_by_its_own_models(content, says):
+    config.check(content, "mine.json")
+    with pytest.raises(errors.ConfigError, match=says):
+        runtime.check(content)
 
 
 def test_a_missing_config_names_those_that_exist():

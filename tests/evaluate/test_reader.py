@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from etd_ds.evaluate import finetune, reader
+from etd_ds.evaluate import reader
 
 
 def test_losses_are_means_over_the_batch() -> None:
@@ -24,11 +24,3 @@ def test_a_span_costs_the_mean_of_its_start_and_its_end_and_padding_costs_nothin
     assert reader.loss("span", logits_BS2, torch.tensor([[1, 2]])).item() == pytest.approx(math.log(3))
     logits_BS2[0, 1, 0] = 100.0
     assert reader.loss("span", logits_BS2, torch.tensor([[1, 2]])).item() == pytest.approx(math.log(3) / 2)
-
-
-def test_the_rate_rises_over_a_tenth_and_falls_to_its_last_step() -> None:
-    rates = [finetune.rate(step, steps=40, peak=1.0) for step in range(1, 41)]
-    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert rates[3:] == sorted(rates[3:], reverse=True)
-    assert 0 < rates[-1] < 0.03
-    assert finetune.rate(1, steps=1, peak=1.0) == 1.0
