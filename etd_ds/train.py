@@ -147,6 +147,10 @@ def _environment() -> None:
     if "RANK" not in os.environ:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         os.environ["MASTER_PORT"] = str(launch.free_port())
+    wanted = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    if missing := [name for name in wanted if name not in os.environ]:
+        _tell(0, f"RANK is set and {', '.join(missing)} not; a launcher sets all, to go without one unset RANK")
+        sys.exit(launch.EXIT_BAD_INPUT)
     # the names that DeepSpeed's launcher and torchrun have for the ranks of this machine
     local = os.environ.get("LOCAL_SIZE")
     beside = int(local or os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"])

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 
 import launching
 import psutil
@@ -94,3 +95,11 @@ def test_a_student_that_was_made_elsewhere_trains_and_is_exported(make_run, smal
     assert set(run.read_result().files) == set(rundir.STUDENT_FILES)
     assert "not extracted by etd-ds" in (run.student / "extraction.json").read_text()
     assert "## Distillation" in (run.student / "README.md").read_text()
+
+
+def test_half_of_a_launchers_environment_is_refused(tmp_path):
+    env = {key: value for key, value in os.environ.items() if key not in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+    command = [sys.executable, str(CONFIGS.parent / "etd_ds" / "train.py"), "--deepspeed", "x", "--run", str(tmp_path)]
+    done = subprocess.run(command, env={**env, "RANK": "0", "WORLD_SIZE": "1"}, capture_output=True, text=True)
+    assert done.returncode == launch.EXIT_BAD_INPUT
+    assert "LOCAL_RANK, MASTER_ADDR, MASTER_PORT" in done.stderr
