@@ -44,7 +44,7 @@ def linear(module: nn.Linear, x_TI: Tensor) -> Tensor:
 
 
 def feed_forward(inner: nn.Linear, outer: nn.Linear, x_TI: Tensor) -> Tensor:
-    """`outer(gelu(inner(x)))`; the gradient keeps the input of the GELU only, and computes its output anew."""
+    """`outer(gelu(inner(x)))`. The gradient keeps nothing of the size of the inner layer, and computes it anew."""
     if not (serves(inner, x_TI) and serves(outer, x_TI)):
         return linear(outer, F.gelu(linear(inner, x_TI)))
     weights = inner.weight, inner.bias, outer.weight, outer.bias
@@ -55,16 +55,13 @@ def feed_forward(inner: nn.Linear, outer: nn.Linear, x_TI: Tensor) -> Tensor:
 class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TI: Tensor, w1_FI: Tensor, b1_F: Tensor, w2_OF: Tensor, b2_O: Tensor) -> Tensor:
-        if not any(ctx.needs_input_grad):
-            return _product(_product(x_TI, w1_FI, b1_F, "gelu"), w2_OF, b2_O)
-        u_TF = _product(x_TI, w1_FI, b1_F)
-        ctx.save_for_backward(x_TI, u_TF, w1_FI, w2_OF)
-        return _product(F.gelu(u_TF), w2_OF, b2_O)
+        ctx.save_for_backward(x_TI, w1_FI, b1_F, w2_OF)
+        return _product(_product(x_TI, w1_FI, b1_F, "gelu"), w2_OF, b2_O)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x_TI, u_TF, w1_FI, w2_OF = ctx.saved_tensors
-        grad_TO = grads[0].contiguous()
+        x_TI, w1_FI, b1_F, w2_OF = ctx.saved_tensors
+        grad_TO, u_TF = grads[0].contiguous(), _product(x_TI, w1_FI, b1_F)
         grad_w2_OF = _product(grad_TO.t(), F.gelu(u_TF).t())
         grad_TF = torch.ops.aten.gelu_backward(_product(grad_TO, w2_OF.t()), u_TF)
         return (
