@@ -22,7 +22,7 @@ from etd_ds.stages import progress
 from etd_ds.stages.extract import check, extract
 from etd_ds.stages.reproduction import TEACHER, Member, Reproduction, keep, lay, members
 
-_NICE_END = 60.0  # seconds that a trainer has for its last checkpoint
+_NICE_END = 300.0  # seconds that a trainer has for its last step and checkpoint, with many students on a busy machine
 
 
 Work = Callable[[int], str | None]
