@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -25,6 +26,8 @@ import httpx
 from etd_ds.contract import events, rundir, shape
 
 BUSY = "--busy-trainer"
+GRACE = 2
+"""Seconds that the busy trainer has to end, which it does not use."""
 
 
 def main() -> int:
@@ -49,7 +52,16 @@ def main() -> int:
             "--data-dir",
             str(root / "data"),
         ]
-        command += ["--cache", str(root / "cache"), "--trainer-command", f"{itself} {BUSY}"]
+        command += [
+            "--grace",
+            str(GRACE),
+            "--slots",
+            "1",
+            "--cache",
+            str(root / "cache"),
+            "--trainer-command",
+            f"{itself} {BUSY}",
+        ]
         command += ["--worker-command", f"{itself} --worker {args.megabytes}"]
         server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         try:
@@ -83,7 +95,14 @@ async def measure(url: str, pid: int, args: argparse.Namespace) -> None:
         middle, high = statistics.median(waits), waits[int(0.99 * len(waits))]
         print(f"status at {args.rate}/s with {args.watchers} watchers: median {middle * 1e3:.1f} ms, p99 "
               f"{high * 1e3:.1f} ms, worst {waits[-1] * 1e3:.1f} ms; the server used {used:.2f} of a core")  # fmt: skip
+        asked = time.perf_counter()
         http.post(job["links"]["cancel"])
+        while (
+            http.get("/healthz").json()["slots"]["free"] == 0 or http.get(job["links"]["self"]).json()["ended"] is None
+        ):
+            await asyncio.sleep(0.05)
+        took = time.perf_counter() - asked
+        print(f"cancel of a trainer that ignores it: slot free after {took:.1f} s, {GRACE} s of them grace")
         seen = await asyncio.gather(*watching)
         print(f"watchers: {len(seen)}, each saw {min(seen)} to {max(seen)} events")
     await download(f"{url}{ready['links']['student']}", pid)
@@ -169,6 +188,7 @@ def train() -> int:
         numbers = {"steps": 1, "tokens": 1, "seconds": 1.0, "validation_before": None, "validation_after": None}
         rundir.publish_json(run.result, rundir.Result(**numbers, files=files))
         return 0
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     step, next_event = 0, time.monotonic()
     while True:
         sum(range(100_000))

@@ -157,6 +157,8 @@ def _run_create_key(args: argparse.Namespace) -> int:
     if re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", args.tenant) is None:
         wanted = "lower-case letters, digits, - and _, at most 63"
         raise errors.EtdError(f"--tenant: wanted {wanted}, got {args.tenant!r}", wanted=wanted, got=args.tenant)
+    if args.days is not None and not args.days > 0:
+        raise errors.EtdError(f"--days: wanted more than 0, got {args.days:g}", wanted="more than 0", got=args.days)
     secret, key = _open_keys(args).create(args.name[:100], args.tenant, args.scopes, days=args.days)
     print(secret)
     print(f"key {key.id} of tenant {key.tenant}; keep it: it is not shown again", file=sys.stderr)

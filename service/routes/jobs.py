@@ -8,11 +8,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
-from pydantic import StringConstraints
+from pydantic import BaseModel, StringConstraints
 
 from etd_ds.contract import events
 from service import admission, tracing
 from service.problems import Problem, documented
+from service.routes import answers
 from service.routes.access import Caller, Reader, Writer
 from service.routes.context import prefix, read_body
 from service.routes.view import job_json
@@ -26,6 +27,13 @@ _BODY = {
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobRequest"}}},
     }
 }
+
+
+def _answers(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    return {200: {"model": model}}
+
+
+_ASKED = documented(401, 403, 404, 409) | _answers(answers.Job)
 Label = Annotated[str, StringConstraints(pattern=r"^[^:]+:", max_length=500)]
 """NAME:VALUE"""
 Key = Annotated[str, Header(max_length=255, pattern=r"^[\x21-\x7e]*$")]
@@ -36,7 +44,10 @@ Key = Annotated[str, Header(max_length=255, pattern=r"^[\x21-\x7e]*$")]
     status_code=201,
     openapi_extra=_BODY,
     responses=documented(401, 403, 409, 413, 422, 429, 503, 507)
-    | {202: {"description": "The extraction goes on; the job is `extracting` and queues itself"}},
+    | {
+        201: {"model": answers.Job, "description": "The student is extracted, and the job is queued"},
+        202: {"model": answers.Job, "description": "The extraction goes on; the job is `extracting` and queues itself"},
+    },
 )
 async def create(
     request: Request, who: Writer, idempotency_key: Key = "", prefer: Annotated[str, Header(max_length=255)] = ""
@@ -63,14 +74,14 @@ async def create(
     return JSONResponse(content, 202 if behind else 201, headers=headers)
 
 
-@router.post("/plan", openapi_extra=_BODY, responses=documented(401, 403, 413, 422, 503))
+@router.post("/plan", openapi_extra=_BODY, responses=documented(401, 403, 413, 422, 503) | _answers(answers.Plan))
 async def plan(request: Request, who: Reader) -> dict[str, Any]:
     """What a job of this spec would make and what that would cost, without making anything."""
     asked = admission.parse(await read_body(request, who.here.settings.max_body))
     return await run_in_threadpool(who.here.admission.plan, asked)
 
 
-@router.get("/jobs", responses=documented(401, 403, 404, 422))
+@router.get("/jobs", responses=documented(401, 403, 404, 422) | _answers(answers.Page))
 def page(
     request: Request,
     who: Reader,
@@ -91,7 +102,7 @@ def page(
     return JSONResponse({"data": shown, "next": found[limit - 1].id if len(found) > limit else None})
 
 
-@router.get("/jobs/{job_id}", responses=documented(401, 403, 404))
+@router.get("/jobs/{job_id}", responses=documented(401, 403, 404) | _answers(answers.Job))
 def show(job_id: str, request: Request, who: Reader) -> JSONResponse:
     """One job."""
     return JSONResponse(job_json(who.here, who.job(job_id), prefix(request)))
@@ -105,31 +116,31 @@ def delete(job_id: str, who: Writer) -> Response:
     return Response(status_code=204)
 
 
-@router.post("/jobs/{job_id}/cancel", responses=documented(401, 403, 404, 409))
+@router.post("/jobs/{job_id}/cancel", responses=_ASKED)
 def cancel(job_id: str, request: Request, who: Writer) -> dict[str, Any]:
     """End the job. A running one writes a checkpoint first; its status changes when it has left."""
     return _ask(who, job_id, "cancel", request)
 
 
-@router.post("/jobs/{job_id}/pause", responses=documented(401, 403, 404, 409))
+@router.post("/jobs/{job_id}/pause", responses=_ASKED)
 def pause(job_id: str, request: Request, who: Writer) -> dict[str, Any]:
     """Let a running job write a checkpoint and free its slots, or hold a queued one back."""
     return _ask(who, job_id, "pause", request)
 
 
-@router.post("/jobs/{job_id}/resume", responses=documented(401, 403, 404, 409))
+@router.post("/jobs/{job_id}/resume", responses=_ASKED)
 def resume(job_id: str, request: Request, who: Writer) -> dict[str, Any]:
     """Queue a paused job again; it continues from its checkpoint."""
     return _ask(who, job_id, "resume", request)
 
 
-@router.post("/jobs/{job_id}/retry", responses=documented(401, 403, 404, 409))
+@router.post("/jobs/{job_id}/retry", responses=_ASKED)
 def retry(job_id: str, request: Request, who: Writer) -> dict[str, Any]:
     """Queue a failed or cancelled job again; it continues from its last checkpoint, if it has one."""
     return _ask(who, job_id, "retry", request)
 
 
-@router.get("/jobs/{job_id}/checkpoints", responses=documented(401, 403, 404))
+@router.get("/jobs/{job_id}/checkpoints", responses=documented(401, 403, 404) | _answers(answers.Checkpoints))
 def checkpoints(job_id: str, who: Reader) -> dict[str, Any]:
     """The checkpoints that were written, and which of them are still kept, with the held-out loss at that step."""
     run = who.run(job_id)

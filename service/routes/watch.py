@@ -7,7 +7,7 @@ import itertools
 import json
 import time
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.concurrency import run_in_threadpool
@@ -17,6 +17,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
 from etd_ds.contract import events
 from service import tail
 from service.problems import documented
+from service.routes import answers
 from service.routes.access import Reader
 from service.routes.context import Context
 from service.status import ENDED
@@ -29,11 +30,11 @@ _PING_SECONDS = 15.0
 _WATCHED = 1000
 _LISTED = 10_000
 _LOG_BYTES = 1 << 20
+_EVENTS: dict[int | str, dict[str, Any]] = {200: {"model": answers.Events, "content": {"text/event-stream": {}}}}
 _RAW = {"X-Accel-Buffering": "no", "X-Content-Type-Options": "nosniff"}
-_CONTENT: dict[str, dict[str, str]] = {"text/event-stream": {}, "application/json": {}}
 
 
-@router.get("/jobs/{job_id}/events", responses=documented(401, 403, 404, 422) | {200: {"content": _CONTENT}})
+@router.get("/jobs/{job_id}/events", responses=documented(401, 403, 404, 422) | _EVENTS)
 async def watch(
     job_id: str,
     request: Request,

@@ -122,6 +122,7 @@ def test_keys_are_made_listed_and_revoked_while_a_server_runs(server, capsys):
         assert status(client.list) == 401
     assert main(["keys", "revoke", "nothing", *data]) == 2
     assert main(["keys", "create", "x", "--tenant", "A B", *data]) == 2
+    assert main(["keys", "create", "x", "--days", "-1", *data]) == 2
     server.end()
 
 

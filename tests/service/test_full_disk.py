@@ -58,6 +58,21 @@ def test_a_full_disk_refuses_new_jobs_and_loses_no_old_ones(small_disk: Path, se
     assert server.client.wait(server.client.create(SMALL)["id"])["status"] == "succeeded"
 
 
+def test_a_job_extracted_behind_its_answer_fails_with_the_reason_and_can_be_retried(small_disk: Path, server: Server):
+    server.root = small_disk
+    server.behave("worker", "wait on extract")
+    server.start("--lease", "1")
+    job = server.client.create(SMALL, background=True)
+    until(server, job, "progress")
+    ballast = fill(small_disk)
+    (server.cache / "cut").touch()
+    failed = until(server, job, "status", status="failed")
+    assert failed["error"] == "disk_full"
+    ballast.unlink()
+    server.client.retry(job["id"])
+    assert server.client.wait(job["id"])["status"] == "succeeded"
+
+
 @pytest.mark.parametrize("leave", [0, 4096, 16384, 65536, 262144])
 def test_with_so_much_space_left_a_job_is_made_whole_or_not_at_all(small_disk: Path, server: Server, leave: int):
     server.root = small_disk

@@ -122,7 +122,7 @@ def fails(runs: list[rundir.RunDir], how: str, note: Callable[[events.Event], No
 
 
 def finish(run: rundir.RunDir, steps: int) -> None:
-    (run.checkpoints / f"step-{steps}").mkdir()
+    (run.checkpoints / f"step-{steps}").mkdir(exist_ok=True)
     with rundir.publishing(run.student) as folder:
         for name in rundir.STUDENT_FILES:
             (folder / name).write_bytes(name.encode() * 10_001)

@@ -41,7 +41,7 @@ def main() -> None:
             elif asked["verb"] == "extract":
                 answer = extract(rundir.RunDir(Path(asked["run"])))
             else:
-                answer = check(asked["job"])
+                answer = plan(asked["job"])
             say({"id": asked["id"], "ok": answer})
         except errors.EtdError as error:
             say({"id": asked["id"], "error": error.as_dict()})
@@ -67,9 +67,13 @@ def shapes(job: spec.JobSpec) -> tuple[shape.EncoderShape, shape.EncoderShape]:
     return teacher, shape.student(job, teacher)
 
 
-def check(job: dict[str, object]) -> dict[str, object]:
-    teacher, student = shapes(spec.JobSpec.model_validate(job))
-    return {"teacher": teacher.model_dump(), "student": student.model_dump()}
+def plan(job: dict[str, object]) -> dict[str, object]:
+    asked = spec.JobSpec.model_validate(job)
+    teacher, student = shapes(asked)
+    costs = dict.fromkeys(("teacher_forward_flops", "forward_flops", "step_flops"), 1)
+    sizes = {"teacher_parameters": 1000, "parameters": 250, "compression": 4.0, "teacher_layers": []}
+    flops = {"steps": asked.steps, "flops": asked.steps}
+    return {"teacher": teacher.model_dump(), "student": student.model_dump(), **costs, **sizes, **flops}
 
 
 def extract(run: rundir.RunDir) -> dict[str, object]:
