@@ -73,6 +73,7 @@ class Admission:
         self._backlog = backlog
         self._changed = threading.Condition()
         self._keys: set[tuple[str, str]] = set()
+        self._waiting = 0
         self._entering: Counter[str] = Counter()
 
     def check(self, job: spec.JobSpec) -> spec.JobSpec:
@@ -112,7 +113,12 @@ class Admission:
             yield
             return
         with self._changed:
-            if not self._changed.wait_for(lambda: (tenant, key) not in self._keys, max(patience, _KEY_SECONDS)):
+            self._waiting += 1  # each of them holds one of the server's threads
+            room = self._waiting <= self._settings.extraction_waiting
+            limit = max(patience, _KEY_SECONDS) if room else 0
+            free = self._changed.wait_for(lambda: (tenant, key) not in self._keys, limit)
+            self._waiting -= 1
+            if not free:
                 detail = "The first request with this Idempotency-Key is still being worked on; send it again later."
                 raise Problem(409, "key_in_use", detail, headers={"Retry-After": "10"})
             self._keys.add((tenant, key))

@@ -48,6 +48,8 @@ class Backlog:
         self._owner = uuid.uuid4().hex
         self._mine: dict[str, float] = {}
         """Jobs whose extraction is under way here, and when their leases have to be renewed."""
+        self._last = ""
+        """The tenant whose job was extracted last."""
         self._wake = threading.Event()
         self._over = threading.Event()
         self._draining = threading.Event()
@@ -128,9 +130,10 @@ class Backlog:
     def _next(self) -> None:
         """Extract the oldest job that nobody looks after, if there is one."""
         self._wake.clear()
-        job = self._rows.take(self._owner, self._settings.lease, but=self._mine)
+        job = self._rows.take(self._owner, self._settings.lease, but=self._mine, last=self._last)
         if job is None or self._over.is_set():
             return
+        self._last = job.tenant
         self._wake.set()  # there may be another one
         run = rundir.RunDir(self._settings.runs / job.id)
         self._mine[job.id] = 0.0

@@ -47,7 +47,7 @@ jobs = sa.Table(
     sa.Column("request_hash", sa.String(64), nullable=False, default=""),
     sa.Column("webhook", sa.Text, nullable=False, default="", server_default=""),
     sa.Column("webhook_events", sa.Text, nullable=False, default="", server_default=""),
-    sa.Column("webhook_offset", sa.BigInteger, nullable=False, default=0, server_default="0"),
+    sa.Column("webhook_offset", sa.BigInteger, nullable=False, default=-1, server_default="0", index=True),
     sa.Column("worker", sa.String(64), nullable=False, default="", server_default=""),
     sa.Column("trainer", sa.String(64), nullable=False, default="", server_default=""),
     sa.Column("alike", sa.String(64), nullable=False, default="", server_default=""),

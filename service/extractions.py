@@ -22,8 +22,11 @@ class Extractions:
         self._database = database
         self._store = store
 
-    def take(self, owner: str, seconds: float, *, but: Collection[str] = ()) -> Job | None:
-        """The first job to be extracted that nobody looks after and that is not one of `but`; `owner` does now."""
+    def take(self, owner: str, seconds: float, *, but: Collection[str] = (), last: str = "") -> Job | None:
+        """The first job to be extracted that nobody looks after and that is not one of `but`; `owner` does now.
+
+        By priority, then another tenant's than the `last` one's, so that none has to wait for all jobs of another.
+        """
         waiting = sa.and_(_EXTRACTING, jobs.c.id.not_in(but))
         with self._database.look() as connection:  # mostly there is none, and no writer has to wait for that answer
             if connection.scalar(sa.select(jobs.c.id).where(waiting).limit(1)) is None:
@@ -31,7 +34,7 @@ class Extractions:
         with self._database.write() as connection:
             now = self._database.now(connection)
             first = sa.select(jobs.c.id).where(waiting, jobs.c.lease_until < now)
-            first = first.order_by(jobs.c.priority.desc(), jobs.c.seq).limit(1)
+            first = first.order_by(jobs.c.priority.desc(), jobs.c.tenant == last, jobs.c.seq).limit(1)
             job_id = connection.scalar(self._database.locked(first))
             if job_id is None:
                 return None

@@ -122,7 +122,7 @@ class Outbox:
     def watched(self) -> list[tuple[str, int]]:
         """Jobs whose checkpoints are to be told of, and how far their events have been read."""
         lately = sa.or_(jobs.c.status.not_in(statuses.ENDED), jobs.c.ended > time.time() - _WATCHED_SECONDS)
-        query = sa.select(jobs.c.id, jobs.c.webhook_offset).where(jobs.c.webhook_events.contains("checkpoint"), lately)
+        query = sa.select(jobs.c.id, jobs.c.webhook_offset).where(jobs.c.webhook_offset >= 0, lately)
         with self._database.look() as connection:
             return [(row[0], int(row[1])) for row in connection.execute(query)]
 

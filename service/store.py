@@ -81,6 +81,7 @@ class Store:
         values = {one.name: getattr(job, one.name) for one in fields(Job) if one.name != "seq"}
         values |= {"spec": job.spec.model_dump_json(exclude_unset=True), "labels": json.dumps(job.labels)}
         values["alike"] = job.spec.alike()
+        values["webhook_offset"] = 0 if "checkpoint" in job.webhook_events.split() else -1
         try:
             with self._database.write() as connection:
                 until = self._database.now(connection) + lease if owner else 0.0

@@ -45,7 +45,7 @@ class Receiver:
         self._server.server_close()
 
     def got(self) -> Message:
-        return self._messages.get(timeout=30)
+        return self._messages.get(timeout=120)
 
     @property
     def more(self) -> int:

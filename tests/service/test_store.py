@@ -11,6 +11,7 @@ from alembic.migration import MigrationContext
 
 from etd_ds.contract import spec
 from service.database import Database, metadata
+from service.extractions import Extractions
 from service.queue import Queue
 from service.store import Job, Store, Taken
 
@@ -84,3 +85,13 @@ def test_an_id_that_postgresql_cannot_hold_is_nobodys():
         database.create()
         assert Store(database).get("job-\0", tenant="default") is None
         database.close()
+
+
+def test_extractions_of_one_tenant_do_not_make_another_wait_for_all_of_them(store):
+    for name, fields in (("a1", {}), ("a2", {}), ("b1", {}), ("b2", {}), ("a3", {"priority": 1})):
+        store.add(job(name, tenant=name[0], status="extracting", **fields))
+    extractions, last, order = Extractions(store._database, store), "", []
+    while (taken := extractions.take("me", 60, last=last)) is not None:
+        order.append(taken.id)
+        last = taken.tenant
+    assert order == ["a3", "b1", "a1", "b2", "a2"]

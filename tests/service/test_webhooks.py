@@ -59,20 +59,24 @@ def test_whoever_asks_is_told_of_starts_and_checkpoints_too_and_once_by_two_serv
     with Receiver() as receiver:
         server.start(*OPEN)
         other = Server(server.root, OPEN).start()
-        server.behave("trainer", "crash")
-        everything = {"webhook": receiver.url, "webhook_events": ["running", "checkpoint", "failed", "cancelled"]}
-        server.client.wait(server.client.create(SMALL | everything)["id"])
-        failed = [json.loads(receiver.got()[2]) for _ in range(2)]
-        assert sorted(one["type"] for one in failed) == ["job.failed", "job.running"]
-        assert next(one for one in failed if one["type"] == "job.failed")["data"]["error"]["code"] == "trainer_crashed"
-        server.behave("trainer", "")
-        server.client.wait(server.client.create(SMALL | everything)["id"])
-        trained = [json.loads(receiver.got()[2]) for _ in range(3)]
-        assert sorted(one["type"] for one in trained) == ["job.checkpoint", "job.checkpoint", "job.running"]
-        steps = [one["data"]["checkpoint"]["step"] for one in trained if one["type"] == "job.checkpoint"]
-        assert sorted(steps) == [1, 2]
-        other.end()
-        other.client.close()
+        try:
+            server.behave("trainer", "crash")
+            everything = {"webhook": receiver.url, "webhook_events": ["running", "checkpoint", "failed", "cancelled"]}
+            server.client.wait(server.client.create(SMALL | everything)["id"])
+            failed = [json.loads(receiver.got()[2]) for _ in range(2)]
+            assert sorted(one["type"] for one in failed) == ["job.failed", "job.running"]
+            assert (
+                next(one for one in failed if one["type"] == "job.failed")["data"]["error"]["code"] == "trainer_crashed"
+            )
+            server.behave("trainer", "")
+            server.client.wait(server.client.create(SMALL | everything)["id"])
+            trained = [json.loads(receiver.got()[2]) for _ in range(3)]
+            assert sorted(one["type"] for one in trained) == ["job.checkpoint", "job.checkpoint", "job.running"]
+            steps = [one["data"]["checkpoint"]["step"] for one in trained if one["type"] == "job.checkpoint"]
+            assert sorted(steps) == [1, 2]
+        finally:
+            other.end()
+            other.client.close()
         server.end()
         assert receiver.more == 0, "each was sent once"
 
@@ -147,6 +151,8 @@ def test_a_message_is_one_servers_for_a_while_and_then_anybodys(tmp_path):
     made = spec.JobSpec(layers=1, hidden=12)
     store.add(Job(id="a", spec=made, ranks=1, created=time.time(), webhook="https://x/", webhook_events="cancelled"))
     store.add(Job(id="b", spec=made, ranks=1, created=time.time()))
+    store.add(Job(id="c", spec=made, ranks=1, created=time.time(), webhook="https://x/", webhook_events="checkpoint"))
+    assert outbox.watched() == [("c", 0)], "only those who asked for checkpoints are looked at"
     for name in ("a", "b", "a"):
         store.ask(name, "cancel")
     (first,) = outbox.take(10, -1)
