@@ -142,7 +142,7 @@ class Backlog:
             try:
                 if not run.plan.exists():
                     self._extractor.extract(run, in_turn=True)
-            except Problem as failure:
+            except Exception as failure:  # as in `_behind`: whatever it was, the job's row gets it
                 error = failure
             self._settle(job, error)
         finally:

@@ -97,6 +97,8 @@ def test_what_cannot_be_extracted_fails_with_its_code_and_can_be_retried(server:
     server.behave("worker", "die on extract")
     job = server.client.wait(post(server).json()["id"])
     assert (job["status"], job["error"]["code"]) == ("failed", "extraction_failed")
+    server.behave("worker", "lie on extract")
+    assert server.client.wait(post(server).json()["id"])["error"]["code"] == "internal"
     server.behave("worker", "")
     assert server.client.retry(job["id"])["status"] == "extracting"
     assert server.client.wait(job["id"])["status"] == "succeeded"

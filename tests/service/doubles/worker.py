@@ -32,6 +32,9 @@ def main() -> None:
         if how == f"hang on {asked['verb']}":
             (cache / "hangs").touch()
             threading.Event().wait()
+        if how == f"lie on {asked['verb']}":
+            say({"id": asked["id"], "ok": {"nonsense": True}})
+            continue
         say({"id": asked["id"], "progress": {"stage": "score", "done": 1, "total": 2}})
         while how == f"wait on {asked['verb']}" and not (cache / "cut").exists():
             time.sleep(0.01)
