@@ -57,7 +57,7 @@ def encode(bert: BertModel, packed: Packed, wanted: Wanted, *, dropout: float = 
     if 0 in wanted.hidden:
         taps.hidden[0] = x_TH
     attention = _Attention(packed.segments, x_TH)
-    if x_TH.device.type == "cpu":
+    if x_TH.device.type == "cpu":  # a few rows more, for few sizes
         x_TH = _padded(x_TH, rows(T))
     for number, layer in enumerate(cast("list[BertLayer]", bert.encoder.layer), 1):
         last = number > wanted.last_hidden
