@@ -26,6 +26,7 @@ SPEC: dict[str, Any] = {
     "mode": "impt",
     "importance_sentences": 1000,
     "mlm_head_steps": 60,
+    "refit": "all",
     "seq_length": 128,
     "batch_size": 32,
     "steps": 80,
