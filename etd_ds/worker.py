@@ -1,9 +1,8 @@
 """The warm extraction worker: `python -m etd_ds.worker --cache DIR`, one JSON request and answer a line.
 
-In:  {"id": 1, "verb": "check", "job": {...}}           out: {"id": 1, "ok": {"teacher": {...}, "student": {...}}}
-In:  {"id": 3, "verb": "plan", "job": {...}}            out: {"id": 3, "ok": {"parameters": ..., "flops": ..., ...}}
+In:  {"id": 1, "verb": "plan", "job": {...}}            out: {"id": 1, "ok": {"parameters": ..., "flops": ..., ...}}
 In:  {"id": 2, "verb": "extract", "run": "/abs/run"}    out: {"id": 2, "ok": <Plan>}
-     {"id": 4, "verb": "revision", "run": "/abs/run", "step": 100}                     out: {"id": 4, "ok": <Revision>}
+     {"id": 3, "verb": "revision", "run": "/abs/run", "step": 100}                     out: {"id": 3, "ok": <Revision>}
 Meanwhile: {"id": 2, "progress": {"stage": "...", "done": 3, "total": 136}}; failed: {"id": 2, "error": {...}}.
 The first line, once torch and transformers are imported, is {"ready": true, "pid": 123}. Ends with its standard input,
 whatever it is doing: whoever asked is gone then, and another server may be at the same work.
@@ -81,9 +80,6 @@ def _do(request: dict[str, Any], cache: Path, answers: TextIO) -> dict[str, Any]
     from etd_ds.stages import extract
 
     match request["verb"]:
-        case "check":
-            teacher, student = extract.check(flags.parse(request["job"]), cache)
-            return {"teacher": teacher.model_dump(), "student": student.model_dump()}
         case "revision":
             from etd_ds.stages import export
 
@@ -104,7 +100,7 @@ def _do(request: dict[str, Any], cache: Path, answers: TextIO) -> dict[str, Any]
 
             made = extract.extract(rundir.RunDir(Path(request["run"])), cache=cache, report=report)
             return made.model_dump(mode="json")
-    raise ValueError(f"verb: wanted check, plan, extract or revision, got {request['verb']!r}")
+    raise ValueError(f"verb: wanted plan, extract or revision, got {request['verb']!r}")
 
 
 def _plan(job: spec.JobSpec, teacher: shape.EncoderShape, student: shape.EncoderShape) -> dict[str, Any]:

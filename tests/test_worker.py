@@ -33,13 +33,13 @@ def ask(worker, **request):
 
 
 @pytest.mark.slow
-def test_it_checks_extracts_and_refuses_in_turn(worker, tmp_path):
-    checked = ask(worker, id=1, verb="check", job=JOB)
-    assert checked["ok"]["teacher"]["layers"] == 6
-    assert checked["ok"]["student"]["hidden"] == 192
-    refused = ask(worker, id=2, verb="check", job=JOB | {"layers": 7})["error"]
+def test_it_plans_extracts_and_refuses_in_turn(worker, tmp_path):
+    planned = ask(worker, id=1, verb="plan", job=JOB)
+    assert planned["ok"]["teacher"]["layers"] == 6
+    assert planned["ok"]["student"]["hidden"] == 192
+    refused = ask(worker, id=2, verb="plan", job=JOB | {"layers": 7})["error"]
     assert (refused["code"], refused["field"], refused["wanted"]) == ("impossible_shape", "layers", "1 to 6")
-    unknown = ask(worker, id=3, verb="check", job=JOB | {"colour": "red"})["error"]
+    unknown = ask(worker, id=3, verb="plan", job=JOB | {"colour": "red"})["error"]
     assert unknown["field"] == "colour"
     run = rundir.RunDir(tmp_path / "run")
     rundir.publish_json(run.job, spec.JobSpec(**JOB))
