@@ -9,6 +9,7 @@ import pytest
 
 from etd_ds.cli import COMMANDS
 from etd_ds.contract import spec
+from etd_ds.stages import findings, report
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -39,7 +40,7 @@ def test_service_commands_exist():
 
 def test_spec_flags_exist():
     fields = {name.replace("_", "-") for name in spec.JobSpec.model_fields}
-    other = {"deepspeed", "student", "out", "host", "port", "data-dir", "help"}
+    other = {"results", "table", "deepspeed", "student", "out", "host", "port", "data-dir", "help"}
     assert set(re.findall(r"(?<![\w-])--([a-z][a-z-]+)", README)) <= fields | other
 
 
@@ -48,3 +49,9 @@ def test_the_job_in_the_readme_is_a_job():
     assert bodies
     for body in bodies:
         spec.JobSpec.model_validate_json(body)
+
+
+def test_the_table_of_results_is_what_the_command_prints():
+    command = re.search(r"etd-ds report --results (\S+) --table", README)
+    assert command
+    assert report.summary(findings.read(ROOT / command[1])) in README

@@ -11,7 +11,7 @@ from statistics import mean
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from etd_ds.contract import errors, events, rundir
+from etd_ds.contract import errors, events, rundir, spec
 from etd_ds.evaluate import curves, tasks
 from etd_ds.evaluate.curves import Curve
 from etd_ds.evaluate.summaries import Summary
@@ -163,7 +163,9 @@ def _finished(member: Member) -> Finished | None:
 
 
 def _summaries(folder: Path) -> dict[str, Summary]:
-    return {path.stem: Summary.model_validate_json(path.read_bytes()) for path in sorted(_files(folder))}
+    found = {path.stem: Summary.model_validate_json(path.read_bytes()) for path in sorted(_files(folder))}
+    # findings are handed around: they say nothing of this machine's folders
+    return {task: one.model_copy(update={"model": spec.public_name(one.model)}) for task, one in found.items()}
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -57,13 +57,14 @@ def summary(found: Findings) -> str:
         if reach is not None:
             cells.append(_share(found, row.name, reach) if same and row.name != reach else "–")
         name = row.name if runs[0].objective == "last_layer" else f"{row.name} (loss: {runs[0].objective})"
-        rows.append([name, *cells, *(_shown(found.scores(row.name, task), ".1f") for task in found.tasks)])
+        scores = (_shown(found.scores(row.name, task), ".1f") for task in found.tasks)
+        rows.append([name, str(len(runs)), *cells, *scores])
     if found.teacher:
-        empty = ["–"] * (2 if reach is None else 3)
+        empty = ["–"] * (3 if reach is None else 4)
         rows.append(
             ["teacher", *empty, *(f"{found.teacher[t].headline:.1f}" for t in found.tasks if t in found.teacher)]
         )
-    headings = ["", "loss at step 0", "at the end"]
+    headings = ["", "seeds", "loss at step 0", "at the end"]
     headings += [] if reach is None else [f"as good as {reach} after"]
     return document.table(Table([*headings, *found.tasks], rows))
 

@@ -97,7 +97,7 @@ def test_the_report_says_what_the_folders_say(reproduced: tuple[Path, Path, Path
     kept = findings.read(tmp_path / report.RESULTS)
     assert kept == found
     assert [path.read_bytes() for path in report.write(kept, tmp_path)] == again
-    assert f"| Drawn | {found.starts('Drawn')[0]:.3f} | {losses['Drawn']:.4f} |" in report.summary(kept)
+    assert f"| Drawn | 1 | {found.starts('Drawn')[0]:.3f} | {losses['Drawn']:.4f} |" in report.summary(kept)
 
 
 @pytest.mark.slow
