@@ -46,17 +46,11 @@ def encode(bert: BertModel, packed: Packed, wanted: Wanted, *, dropout: float = 
     """
     mix = _compiled_mix() if compiled else _mix
     taps = Taps()
-    embeddings = bert.embeddings
-    x_TH = (
-        embeddings.word_embeddings(packed.ids_T)
-        + embeddings.token_type_embeddings(packed.types_T)
-        + embeddings.position_embeddings(packed.positions_T)
-    )
-    x_TH = _drop(embeddings.LayerNorm(x_TH), dropout)
+    x_TH = _drop(bert.embeddings.LayerNorm(embedded(bert, packed)), dropout)
     T = len(x_TH)
     if 0 in wanted.hidden:
         taps.hidden[0] = x_TH
-    attention = _Attention(packed.segments, x_TH)
+    attention = Attention(packed.segments, x_TH)
     if x_TH.device.type == "cpu":  # a few rows more, for few sizes
         x_TH = _padded(x_TH, rows(T))
     for number, layer in enumerate(cast("list[BertLayer]", bert.encoder.layer), 1):
@@ -71,11 +65,22 @@ def encode(bert: BertModel, packed: Packed, wanted: Wanted, *, dropout: float = 
     return taps
 
 
+def embedded(bert: BertModel, packed: Packed) -> Tensor:
+    """(T, H) the sum of the embeddings, which their LayerNorm gets."""
+    of = bert.embeddings
+    x_TH: Tensor = (
+        of.word_embeddings(packed.ids_T)
+        + of.token_type_embeddings(packed.types_T)
+        + of.position_embeddings(packed.positions_T)
+    )
+    return x_TH
+
+
 def _layer(
     layer: BertLayer,
     number: int,
     x_TH: Tensor,
-    attention: _Attention,
+    attention: Attention,
     mix: Callable[[BertLayer, Tensor, Tensor, float], Tensor],
     wanted: Wanted,
     taps: Taps,
@@ -131,7 +136,7 @@ def _drop(x: Tensor, probability: float) -> Tensor:
     return F.dropout(x, probability) if probability else x
 
 
-class _Attention:
+class Attention:
     """Softmax attention within each segment, on (T, N, D); made once per forward pass."""
 
     def __init__(self, segments: Segments, x: Tensor) -> None:

@@ -14,16 +14,14 @@ from collections.abc import Mapping
 from typing import NamedTuple, cast, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertLayer, BertModel
 
-from etd_ds.bert.encoder import Packed
+from etd_ds.bert.encoder import Attention, Packed, embedded
 from etd_ds.contract import spec
 from etd_ds.extract import closed_form
 from etd_ds.extract.closed_form import Affine
 from etd_ds.extract.plan import Cut, LayerCut
-from etd_ds.losses import Segments
 
 Pairs = tuple[tuple[int, int], ...]
 
@@ -57,23 +55,24 @@ def refit(
     """
     assert cut.consistent
     fit = _Fit(cut.embeddings_H, _upto(level))
-    x_TH, z_TH = _embedded(teacher, packed), _embedded(student, packed)
+    x_TH, z_TH = embedded(teacher, packed), embedded(student, packed)
     x_TH = teacher.embeddings.LayerNorm(x_TH)
     fit.norm(student.embeddings.LayerNorm, z_TH, x_TH)
     z_TH = student.embeddings.LayerNorm(z_TH)
+    attention = Attention(packed.segments, x_TH)
     of_teacher, of_student = {0: x_TH}, {0: z_TH}
     mine = {
         kept.teacher_layer: (m, layer, kept)
         for m, (layer, kept) in enumerate(zip(_layers(student), cut.layers, strict=True), 1)
     }
     for n, layer in enumerate(_layers(teacher), 1):
-        trace = run(layer, x_TH, packed.segments)
+        trace = run(layer, x_TH, attention)
         x_TH = trace.hidden_TH
         if any(n == wanted for _, wanted in hidden):
             of_teacher[n] = x_TH
         if n in mine:
             m, own, kept = mine[n]
-            z_TH = fit.layer(own, z_TH, layer, trace, kept, packed.segments)
+            z_TH = fit.layer(own, z_TH, layer, trace, kept, attention)
             of_student[m] = z_TH
     if not hidden:
         return None
@@ -82,11 +81,11 @@ def refit(
     )
 
 
-def run(layer: BertLayer, x_TH: Tensor, segments: Segments) -> Trace:
+def run(layer: BertLayer, x_TH: Tensor, attention: Attention) -> Trace:
     """A stock layer's forward pass with everything that it computes."""
     own, output = layer.attention.self, layer.attention.output
     q_TC, k_TC, v_TC = own.query(x_TH), own.key(x_TH), own.value(x_TH)
-    attended_TH = output.dense(_attend(q_TC, k_TC, v_TC, own.attention_head_size, segments)) + x_TH
+    attended_TH = output.dense(_attend(attention, q_TC, k_TC, v_TC, own.attention_head_size)) + x_TH
     middle_TH = output.LayerNorm(attended_TH)
     inner_TF = layer.intermediate.dense(middle_TH)
     summed_TH = layer.output.dense(layer.intermediate.intermediate_act_fn(inner_TF)) + middle_TH
@@ -106,17 +105,17 @@ class _Fit:
             norm.weight[:], norm.bias[:] = closed_form.layer_norm(x_TH, self._kept(target_TH), eps=norm.eps)
 
     def layer(
-        self, own: BertLayer, z_TH: Tensor, teacher: BertLayer, trace: Trace, kept: LayerCut, segments: Segments
+        self, own: BertLayer, z_TH: Tensor, teacher: BertLayer, trace: Trace, kept: LayerCut, attention: Attention
     ) -> Tensor:
         """One layer, from its input `z_TH` on; its output with the parameters that it has then."""
-        attention, output = own.attention.self, own.attention.output
+        mine, output = own.attention.self, own.attention.output
         if self.all:
             for linear, wanted_TC in zip(
-                (attention.query, attention.key, attention.value), self._heads(own, teacher, trace), strict=True
+                (mine.query, mine.key, mine.value), self._heads(own, teacher, trace), strict=True
             ):
                 _set(linear, closed_form.affine(z_TH, wanted_TC))
-        q_TC, k_TC, v_TC = attention.query(z_TH), attention.key(z_TH), attention.value(z_TH)
-        context_TC = _attend(q_TC, k_TC, v_TC, attention.attention_head_size, segments)
+        q_TC, k_TC, v_TC = mine.query(z_TH), mine.key(z_TH), mine.value(z_TH)
+        context_TC = _attend(attention, q_TC, k_TC, v_TC, mine.attention_head_size)
         if self.outputs:
             _set(output.dense, closed_form.affine(context_TC, self._kept(trace.attended_TH) - z_TH))
         attended_TH = output.dense(context_TC) + z_TH
@@ -169,27 +168,9 @@ def _layers(bert: BertModel) -> list[BertLayer]:
     return cast("list[BertLayer]", list(bert.encoder.layer))
 
 
-def _embedded(bert: BertModel, packed: Packed) -> Tensor:
-    """(T, H) what the embeddings' LayerNorm gets."""
-    of = bert.embeddings
-    x_TH: Tensor = (
-        of.word_embeddings(packed.ids_T)
-        + of.token_type_embeddings(packed.types_T)
-        + of.position_embeddings(packed.positions_T)
-    )
-    return x_TH
-
-
-def _attend(q_TC: Tensor, k_TC: Tensor, v_TC: Tensor, size: int, segments: Segments) -> Tensor:
-    """(T, C) softmax attention of each head of that size, within each segment."""
-    q_TND, k_TND, v_TND = (x.view(len(x), -1, size) for x in (q_TC, k_TC, v_TC))
-    parts = [
-        F.scaled_dot_product_attention(run.heads(q_TND), run.heads(k_TND), run.heads(v_TND))
-        .transpose(1, 2)
-        .flatten(0, 1)
-        for run in segments.runs()
-    ]
-    return torch.cat(parts).flatten(1)
+def _attend(attention: Attention, q_TC: Tensor, k_TC: Tensor, v_TC: Tensor, size: int) -> Tensor:
+    """(T, C) the context of heads of that size."""
+    return attention(*(x.view(len(x), -1, size) for x in (q_TC, k_TC, v_TC))).flatten(1)
 
 
 def fitted_state(student: BertModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -21,10 +21,11 @@ from etd_ds.bert.encoder import Packed, encode
 from etd_ds.contract import errors, rundir, spec
 from etd_ds.contract.shape import EncoderShape
 from etd_ds.data import held_out, tokenize
+from etd_ds.distill import inputs
 from etd_ds.extract import apply
 from etd_ds.extract.closed_form import Affine
 from etd_ds.extract.plan import Cut
-from etd_ds.losses import OBJECTIVES, Objective, Segments, Totals, terms
+from etd_ds.losses import OBJECTIVES, Objective, Segments, terms
 from etd_ds.stages import progress
 
 TOKENS = 32_768
@@ -76,9 +77,8 @@ class Calibration:
         Hill climbing from `start`: one layer is exchanged for another as long as that lowers the loss. The last one is
         the teacher's last: that is what every objective looks at.
         """
-        best = tuple(sorted({*start[:-1], self._depth}))
-        if len(best) < len(start):
-            best = tuple(range(self._depth - len(start) + 1, self._depth + 1))
+        assert start[-1] == self._depth
+        best = start
         tried = {best: self.loss(cut(best))}
         while True:
             before = best
@@ -101,7 +101,7 @@ class Calibration:
         first, second = self._halves
         student, projection = self._fitted(cut, first, "all")
         packed = second.to(self._device)
-        totals = Totals(len(packed.ids_T), sum(length * length for length in packed.segments.lengths))
+        totals = inputs.totals([packed])
         taps = [
             encode(bert, packed, wanted)
             for bert, wanted in ((student, self._objective.student), (self._teacher, self._objective.teacher))

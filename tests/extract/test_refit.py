@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from transformers import BertModel
 
 from etd_ds.bert import refit
-from etd_ds.bert.encoder import Packed, encode
+from etd_ds.bert.encoder import Attention, Packed, embedded, encode
 from etd_ds.contract import spec
 from etd_ds.contract.shape import EncoderShape
 from etd_ds.contract.shape import student as shape_of
@@ -55,11 +55,12 @@ def teacher() -> BertModel:
 
 def test_a_traced_layer_is_the_stock_layer(teacher: BertModel) -> None:
     packed = text(0)
-    x = refit._embedded(teacher, packed)
+    x = embedded(teacher, packed)
+    attention = Attention(packed.segments, x)
     with torch.no_grad():
         x = teacher.embeddings.LayerNorm(x)
         for layer in teacher.encoder.layer:
-            x = refit.run(layer, x, packed.segments).hidden_TH
+            x = refit.run(layer, x, attention).hidden_TH
     torch.testing.assert_close(x, last_hidden(teacher, packed))
 
 
