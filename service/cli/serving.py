@@ -46,16 +46,15 @@ def _serve(commands: Any) -> None:
     parser.add_argument("--webhook-host", action="append", default=[], metavar="HOST",
                         help="let webhooks call this private host, and over http; may be repeated")  # fmt: skip
     parser.add_argument("--no-hub", action="store_true", help="refuse teachers and corpora of a model hub")
-    for name, kind, text in (
+    working.add_settings(
+        parser,
         ("quota", int, "jobs that a tenant may have queued, running or paused; 0: no limit"),
         ("rate", int, "changes that a caller may ask for in a minute; 0: no limit"),
         ("respond-within", float, "seconds that a request waits for its extraction before it is answered 202"),
         ("webhook-backoff", float, "seconds before a webhook is tried again; each further wait is 4 times as long"),
         ("extraction-timeout", float, "seconds that an extraction may take"),
         ("extraction-memory", int, "bytes of memory that the extraction may take; 0: no limit"),
-    ):
-        default = Settings.__dataclass_fields__[name.replace("-", "_")].default
-        parser.add_argument(f"--{name}", type=kind, default=default, metavar="X", help=f"{text} (default: %(default)s)")
+    )
     slurm_flags.add(parser)
     parser.add_argument("--worker-command", type=shlex.split, default=[], help=argparse.SUPPRESS)
     parser.set_defaults(run=_run_server, url="")

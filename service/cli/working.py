@@ -43,14 +43,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slots", type=int, metavar="N",
                         help=f"ranks that run at once (default: one per GPU; {CPU_SLOTS} without GPUs)")  # fmt: skip
     parser.add_argument("--cpu", action="store_true", help="train on the CPU even if there are GPUs")
-    for name, kind, text in (
+    add_settings(
+        parser,
         ("grace", float, "seconds that a cancelled trainer has to write its checkpoint"),
         ("max-retries", int, "how often a job whose trainer was lost is started again"),
         ("backoff", float, "seconds before the first such start; doubles each time"),
         ("together", int, "jobs of a tenant that agree in teacher, text and schedule and may share one trainer"),
-    ):
-        default = Settings.__dataclass_fields__[name.replace("-", "_")].default
-        parser.add_argument(f"--{name}", type=kind, default=default, metavar="X", help=f"{text} (default: %(default)s)")
+    )
     parser.add_argument("--lost-after", type=float, default=300.0, metavar="X",
                         help="with PostgreSQL: seconds of silence after which this worker's jobs move to others; after "
                              "half of them its trainers save and leave; 0: never (default: %(default)s)")  # fmt: skip
@@ -59,6 +58,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=float, default=getattr(Settings, name), help=argparse.SUPPRESS)
     parser.add_argument("--trainer-command", type=shlex.split, default=[], help=argparse.SUPPRESS)
     parser.add_argument("--log-json", action="store_true", help="log one JSON object a line")
+
+
+def add_settings(parser: argparse.ArgumentParser, *flags: tuple[str, type, str]) -> None:
+    """Flags (name, type, what it is) of settings that have a default."""
+    for name, kind, text in flags:
+        default = Settings.__dataclass_fields__[name.replace("-", "_")].default
+        parser.add_argument(f"--{name}", type=kind, default=default, metavar="X", help=f"{text} (default: %(default)s)")
 
 
 def read_flags(args: argparse.Namespace, *, slurm: SlurmOptions | None = None) -> dict[str, Any]:
