@@ -166,9 +166,9 @@ async def download(url: str, pid: int) -> None:
     )
     said = (await asked.communicate())[0].decode().split()
     status = Path(f"/proc/{pid}/status").read_text().splitlines()
-    peak = int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
+    peak = int(next(line for line in status if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6
     speed, size = float(said[0]) / 1e6, int(said[1]) / 1e6
-    print(f"download: {speed:.0f} MB/s of {size:.0f} MB; server's peak {peak:.0f} MiB")
+    print(f"download: {speed:.0f} MB/s of {size:.0f} MB; server's peak {peak:.0f} MB")
 
 
 def train() -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 from typing_extensions import Self
 
-from etd_ds.contract import rundir
+from etd_ds.contract import errors, rundir
 from service import pulling
 
 ENDED = frozenset(("succeeded", "failed", "cancelled"))
@@ -24,7 +24,7 @@ _BUSY = frozenset((429, 502, 503, 504))
 """What a service, or a proxy before it, answers while it is restarted."""
 
 
-class ServiceError(Exception):
+class ServiceError(errors.EtdError):
     """The service answered with a problem; `problem` is its document, `status` the HTTP status."""
 
     def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
@@ -36,6 +36,15 @@ class ServiceError(Exception):
     def fields(self) -> list[str]:
         """The fields of the request that were refused."""
         return [str(one["field"]) for one in self.problem.get("errors", []) if one.get("field")]
+
+
+@contextlib.contextmanager
+def answering(url: str) -> Iterator[None]:
+    """Raises `EtdError` when the service at `url`, which is asked within, does not answer."""
+    try:
+        yield
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise errors.EtdError(f"{url} does not answer ({error}); is `etd-jobs serve` running?") from None
 
 
 class Client:

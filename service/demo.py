@@ -55,7 +55,8 @@ def run(folder: Path) -> int:
     with log.open("wb") as out:
         server = subprocess.Popen(argv, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
-        with client.Client(f"http://127.0.0.1:{port}") as api:
+        url = f"http://127.0.0.1:{port}"
+        with client.answering(url), client.Client(url) as api:
             _wait_until_up(api, server, log)
             job = _create(console, api)
             try:

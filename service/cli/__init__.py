@@ -5,12 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-import httpx
-
 from etd_ds import __version__
 from etd_ds.contract import errors
 from service.cli import asking, kubernetes, restoring, serving, working
-from service.client import ServiceError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,14 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         code: int = args.run(args)
-    except (ServiceError, errors.EtdError) as error:
+    except (errors.EtdError, OSError) as error:  # OSError: a file that cannot be read or written
         print(f"etd-jobs: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a file that cannot be read or written
-        print(f"etd-jobs: {error}", file=sys.stderr)
-        return 2
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        print(f"etd-jobs: {args.url} does not answer ({error}); is `etd-jobs serve` running?", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

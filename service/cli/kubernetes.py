@@ -41,7 +41,7 @@ def configure(commands: Any) -> None:
         shown = f" (default: {defaults[name]})" if defaults[name] != "" else ""
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, type=kind, default=defaults[name], metavar=placeholder, help=help_text + shown)
-    parser.set_defaults(run=_run, url="")
+    parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:

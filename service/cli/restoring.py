@@ -21,7 +21,7 @@ def configure(commands: Any) -> None:
     parser.add_argument("--database", default=environment("DATABASE"), metavar="URL", help="the server's database")
     parser.add_argument("--artifacts", default=environment("ARTIFACTS"), metavar="s3://BUCKET/PREFIX",
                         help="where the server published them")  # fmt: skip
-    parser.set_defaults(run=_run, url="")
+    parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -10,9 +10,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from etd_ds.contract import errors
 from service.cli import working
 from service.database import Database
@@ -57,7 +54,7 @@ def _serve(commands: Any) -> None:
     )
     slurm_flags.add(parser)
     parser.add_argument("--worker-command", type=shlex.split, default=[], help=argparse.SUPPRESS)
-    parser.set_defaults(run=_run_server, url="")
+    parser.set_defaults(run=_run_server)
 
 
 def _run_server(args: argparse.Namespace) -> int:
@@ -109,7 +106,7 @@ def _demo(commands: Any) -> None:
     text = "run the main job on this machine, from nothing: serve, post, watch, download, load, compare"
     parser = commands.add_parser("demo", help=text, description=text)
     parser.add_argument("--folder", type=Path, help="where data and student go (default: a new temporary folder)")
-    parser.set_defaults(run=_run_demo, url="the demo's server")
+    parser.set_defaults(run=_run_demo)
 
 
 def _run_demo(args: argparse.Namespace) -> int:
@@ -124,7 +121,6 @@ def _run_demo(args: argparse.Namespace) -> int:
 def _keys(commands: Any) -> None:
     text = "make, list and revoke API keys; once there is one, every request needs one"
     parser = commands.add_parser("keys", help=text, description=text)
-    parser.set_defaults(url="")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     create = verbs.add_parser("create", help="make a key and print it: it is never shown again")
     create.add_argument("name", help="whose key it is, for the list")
@@ -165,6 +161,9 @@ def _run_create_key(args: argparse.Namespace) -> int:
 
 
 def _run_list_keys(args: argparse.Namespace) -> int:
+    from rich.console import Console  # a server does without
+    from rich.table import Table
+
     table = Table("id", "name", "tenant", "scopes", "state", box=None)
     for key in _open_keys(args).all():
         state = "valid" if key.valid else "revoked" if key.revoked else "expired"

@@ -114,7 +114,7 @@ def configure(commands: Any) -> None:
     text = "run the jobs of a server elsewhere: same PostgreSQL, same data folder"
     parser = commands.add_parser("worker", help=text, description=text)
     add_flags(parser)
-    parser.set_defaults(run=_run_worker, url="")
+    parser.set_defaults(run=_run_worker)
 
 
 def _run_worker(args: argparse.Namespace) -> int:
