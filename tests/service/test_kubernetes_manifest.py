@@ -31,6 +31,17 @@ def test_it_is_what_the_published_schema_says(version, options):
         kubernetes_validate.validate(one, version, strict=True)
 
 
+def test_server_and_worker_are_valid_and_those_of_the_composition():
+    docker = launch.REPOSITORY / "docker"
+    composed = yaml.safe_load((docker / "compose.yaml").read_text())["services"]
+    there = list(yaml.safe_load_all((docker / "kubernetes.yaml").read_text()))
+    for one in there:
+        kubernetes_validate.validate(one, kubernetes_validate.latest_version(), strict=True)
+    pods = {one["metadata"]["name"]: one["spec"]["template"]["spec"] for one in there if one["kind"] == "Deployment"}
+    for name, service in (("etd-server", "service"), ("etd-worker", "worker-gpu")):
+        assert pods[name]["containers"][0]["args"] == composed[service]["command"]
+
+
 def test_several_nodes_know_each_other_by_name_and_one_needs_nobody():
     service, job = made(nodes=2, gpus=8)
     assert (service["kind"], service["spec"]["clusterIP"]) == ("Service", "None")
