@@ -12,7 +12,9 @@ from etd_ds.contract import errors, launch
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipes", type=Path, metavar="FILE", help="YAML of rows (default: the paper's, packaged)")
-    parser.add_argument("--scale", default="small", metavar="NAME", help="paper, small, long or smoke (default: %(default)s)")
+    parser.add_argument(
+        "--scale", default="small", metavar="NAME", help="paper, small, long or smoke (default: %(default)s)"
+    )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="of runs and scores; continues what is there"
     )
