@@ -24,7 +24,11 @@ class Size(NamedTuple):
     vocab: int
 
 
-SIZES = {"small": Size((6, 384), (3, 192), 8000), "base": Size((12, 768), (6, 384), 30522)}
+SIZES = {
+    "small": Size((6, 384), (3, 192), 8000),
+    "base": Size((12, 768), (6, 384), 30522),  # [ETD §4.1], as is the next
+    "base-4L": Size((12, 768), (4, 384), 30522),
+}
 
 
 class Shape(NamedTuple):
