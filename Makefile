@@ -28,8 +28,8 @@ demo: setup      ## the main job end to end: serve, post, watch, download, load,
 serve: setup     ## run the job server on $(HOST):$(PORT)
 	$(BIN)/etd-jobs serve --host $(HOST) --port $(PORT) --data-dir $(DATA_DIR)
 
-test: setup      ## all tests that this machine can run
-	$(BIN)/python -m pytest
+test: setup      ## all tests that this machine can run, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 check: setup     ## linters, types, import floors
 	$(BIN)/ruff check .
