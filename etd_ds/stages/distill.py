@@ -29,7 +29,7 @@ from etd_ds.engine.ranks import Ranks, hardware, leave
 from etd_ds.engine.runtime import Engine
 from etd_ds.engine.sharded import sharded
 from etd_ds.losses import OBJECTIVES, Objective
-from etd_ds.stages import calibrate
+from etd_ds.stages import calibrate, folder
 from etd_ds.stages.export import export
 from etd_ds.stages.seat import Seat
 
@@ -122,10 +122,11 @@ class Trainer:
         return teacher
 
     def _students(self) -> None:
-        """Each student must be one of the teacher: of the sizes that its spec says, with the same tokenizer."""
+        """Each student must be one of the teacher: cut from it, of the sizes that its spec says, its tokenizer too."""
         tokens = tokenize.digest(tokenize.open_tokenizer(self._teacher.folder))
         for seat in self.seats:
             init = seat.run.init
+            _cut_from(init, self._teacher)
             wanted = shape.student(seat.job, self._teacher.shape).model_dump()
             got = shape.from_config(bert_checkpoint.read_config(init)).model_dump()
             if other := [name for name in wanted if got[name] != wanted[name]]:
@@ -276,6 +277,19 @@ class Trainer:
         work()
         for seat in seats:
             seat.say(events.Stage(stage=stage, state="done", detail=f"{time.monotonic() - started:.1f} s"))
+
+
+def _cut_from(init: Path, teacher: bert_checkpoint.Teacher) -> None:
+    """Two teachers may be alike in all sizes, and a flag that was forgotten means the embedded one."""
+    cut = folder.manifest(init).get("teacher", {})
+    if cut and cut["sha256"] != teacher.sha256:
+        raise errors.RunFolderError(
+            f"teacher: wanted {cut['reference']}, from which {init} was cut (sha256 {cut['sha256']}), got "
+            f"{teacher.reference} ({teacher.sha256}); give that teacher in a new run folder",
+            field="teacher",
+            wanted=cut["reference"],
+            got=teacher.reference,
+        )
 
 
 def _check_corpus(corpus: Corpus, reference: str, teacher: bert_checkpoint.Teacher) -> None:

@@ -35,8 +35,7 @@ def lay(run: rundir.RunDir, *, student: Path, given: dict[str, Any]) -> None:
         )
     config = _json(student / "config.json")
     found = shape.from_config(config)
-    manifest = student / "extraction.json"
-    mode = _json(manifest).get("mode", "none") if manifest.exists() else "none"
+    mode = manifest(student).get("mode", "none")
     job = flags.parse({"layers": found.layers, "hidden": found.hidden, "ffn": found.ffn, "mode": mode, **given})
     if run.job.exists():
         if run.read_job() != job:
@@ -53,6 +52,12 @@ def lay(run: rundir.RunDir, *, student: Path, given: dict[str, Any]) -> None:
             for name, text in ADDED.items():
                 if not (aside / name).exists():
                     (aside / name).write_text(text, encoding="utf-8")
+
+
+def manifest(student: Path) -> dict[str, Any]:
+    """What a student's `extraction.json` says; nothing where there is none. Raises `RunFolderError`."""
+    path = student / "extraction.json"
+    return _json(path) if path.exists() else {}
 
 
 def _json(path: Path) -> dict[str, Any]:

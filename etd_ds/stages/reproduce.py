@@ -60,8 +60,8 @@ class Workshop:
             check(job, self.cache)
         at = asked.recipes.scales[asked.scale]
         chosen = at.tasks if self.tasks is None else self.tasks
-        for name in chosen:
-            door.open_task(tasks.TASKS[name], self.data)  # a file that lacks is said before hours of training
+        for task in tasks.named(list(chosen)):
+            door.open_task(task, self.data)  # a file that lacks is said before hours of training
         keep(self.out, asked)
         for member, job in zip(cast, jobs, strict=True):
             lay(member.run, job)

@@ -120,3 +120,13 @@ def test_a_student_with_another_tokenizer_is_refused(students, make_run):
     rundir.publish_json(run.init / "tokenizer.json", content)
     with pytest.raises(errors.RunFolderError, match="wanted the tokenizer of the teacher"):
         students(run)
+
+
+def test_a_student_of_another_teacher_is_refused_however_alike_they_are(students, make_run):
+    run = make_run()
+    run.plan.unlink()  # as in a folder that was made by hand
+    content = json.loads((run.init / "extraction.json").read_text())
+    content["teacher"] |= {"reference": "org/other@1", "sha256": "0" * 64}
+    rundir.publish_json(run.init / "extraction.json", content)
+    with pytest.raises(errors.RunFolderError, match=r"teacher: wanted org/other@1, from which .* got "):
+        students(run)

@@ -178,6 +178,15 @@ def test_an_interrupted_run_is_not_set_back_by_fresh_ones(tmp_path: Path) -> Non
     assert workshop._groups(cast) == [[cast[0]], [cast[1]]]
 
 
+def test_files_that_a_group_of_tasks_lacks_are_missed_before_any_work(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(OWN.replace("[wiki_pair]", "[paper]"))
+    asked = reproduction.Reproduction(recipes=recipes.read(file), scale="tiny", seeds=(0,), rows=("Drawn",))
+    with pytest.raises(errors.EtdError, match=r"data: train\.tsv: missing; .* SST-2"):
+        reproduce.Workshop(tmp_path / "out", tmp_path, data=tmp_path).reproduce(asked)
+    assert not (tmp_path / "out").exists()
+
+
 class Gone(subprocess.Popen):
     """A child that ends, and is waited for elsewhere, right after it was seen alive."""
 
