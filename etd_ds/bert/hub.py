@@ -89,7 +89,9 @@ def _asking(hub: teachers.Hub) -> Iterator[None]:
         yield
     except _UNKNOWN as error:
         raise errors.TeacherError(
-            f"teacher: the model hub has no {name} (or it is private, and no token gives access)", got=name
+            f"teacher: the model hub has no {name} (or it is private, and no token gives access), nor is it a "
+            "folder here",
+            got=name,
         ) from error
     except _UNREACHABLE as error:
         raise errors.TeacherError(

@@ -30,7 +30,11 @@ def main(argv: list[str] | None = None) -> int:
     be read or written) in one line and 1.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="etd-ds", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="etd-ds",
+        description="Extract students from BERT teachers, and measure them. `etd-ds COMMAND --help` says more.",
+        epilog="They are distilled by `deepspeed etd_ds/train.py`; docs/training.md has the whole way.",
+    )
     parser.add_argument("--version", action="version", version=f"etd-ds {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():

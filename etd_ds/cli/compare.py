@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from etd_ds.contract import launch, teachers
+from etd_ds.contract import errors, launch, teachers
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -20,12 +20,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--sentences", type=int, default=200, metavar="N", help="held-out sentences to embed (default: %(default)s)"
     )
     parser.add_argument(
-        "--cache", type=Path, default=launch.default_cache(), metavar="DIR", help="default: %(default)s"
+        "--cache",
+        type=Path,
+        default=launch.default_cache(),
+        metavar="DIR",
+        help="of teachers, text and scores (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.sentences < 3:
+        raise errors.EtdError(f"sentences: wanted 3 or more, got {args.sentences}", field="sentences")
+    if not (args.student / "config.json").is_file():
+        raise errors.EtdError(
+            f"student: wanted a Hugging Face folder, got {args.student} without a config.json", field="student"
+        )
     from etd_ds.bert import checkpoint
     from etd_ds.data import held_out
     from etd_ds.evaluate import compare

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from etd_ds.contract import launch, teachers
+from etd_ds.contract import errors, launch, teachers
 from etd_ds.data import corpus, preparation, report, sources, tokenize
 
 
@@ -60,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
+    if args.workers is not None and args.workers < 1:
+        raise errors.EtdError(f"workers: wanted 1 or more, got {args.workers}", field="workers", got=args.workers)
     tokenizer = tokenize.open_tokenizer(_teacher(args.tokenizer, args.cache))
     options = preparation.make_options(
         tokenizer,

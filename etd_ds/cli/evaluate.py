@@ -43,7 +43,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eval-limit", type=int, metavar="N", help="use N examples of each evaluation only")
     parser.add_argument("--precision", choices=get_args(spec.Precision), default="auto", help="default: auto")
     parser.add_argument(
-        "--cache", type=Path, default=launch.default_cache(), metavar="DIR", help="default: %(default)s"
+        "--cache",
+        type=Path,
+        default=launch.default_cache(),
+        metavar="DIR",
+        help="of teachers, text and scores (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print the summaries as JSON lines")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -54,6 +58,9 @@ def run(args: argparse.Namespace) -> int:
 
     if min(args.seeds) < 0:
         raise errors.EtdError(f"seeds: wanted 0 or more, got {min(args.seeds)}", field="seeds", got=min(args.seeds))
+    for name in ("train_limit", "eval_limit"):
+        if (limit := getattr(args, name)) is not None and limit < 1:
+            raise errors.EtdError(f"{name}: wanted 1 or more, got {limit}", field=name, got=limit)
     chosen = [(paper, _asked(paper, args)) for paper in tasks.named(args.task)]
     _alone()
     from etd_ds.bert import checkpoint
@@ -113,7 +120,7 @@ def _asked(task: Task, args: argparse.Namespace) -> Task:
         "batch_size": args.batch_size,
         "max_tokens": args.max_tokens,
     }
-    given: Any = {name: value for name, value in changes.items() if value}
+    given: Any = {name: value for name, value in changes.items() if value not in (None, ())}
     return replace(task, protocol=replace(task.protocol, **given))
 
 

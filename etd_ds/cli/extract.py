@@ -11,8 +11,14 @@ from etd_ds.stages import extract, progress
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Flags: where to write, the cache, and the job spec's own."""
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; it must not exist or be empty")
-    parser.add_argument("--cache", type=Path, default=launch.default_cache(), help="default: %(default)s")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, a new or an empty one")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=launch.default_cache(),
+        metavar="DIR",
+        help="of teachers, text and scores (default: %(default)s)",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     flags.add(parser)
 

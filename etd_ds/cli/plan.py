@@ -23,7 +23,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tflops", type=float, default=100.0, help="TFLOP/s that one GPU sustains on this work (default: %(default)s)"
     )
-    parser.add_argument("--cache", type=Path, default=launch.default_cache(), help="default: %(default)s")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=launch.default_cache(),
+        metavar="DIR",
+        help="of teachers, text and scores (default: %(default)s)",
+    )
     flags.add(parser)
 
 

@@ -30,7 +30,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="of the tasks' files, as `etd-ds evaluate --data`")
     parser.add_argument("--list", action="store_true", help="print the rows and the scale's specs, run nothing")
     parser.add_argument(
-        "--cache", type=Path, default=launch.default_cache(), metavar="DIR", help="default: %(default)s"
+        "--cache",
+        type=Path,
+        default=launch.default_cache(),
+        metavar="DIR",
+        help="of teachers, text and scores (default: %(default)s)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 

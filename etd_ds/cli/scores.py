@@ -18,7 +18,13 @@ _DECIDES = {"teacher", "corpus", "seed", "importance_sentences", "importance_red
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Flags: the cache, and those fields of the job spec that decide the scores."""
-    parser.add_argument("--cache", type=Path, default=launch.default_cache(), help="default: %(default)s")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=launch.default_cache(),
+        metavar="DIR",
+        help="of teachers, text and scores (default: %(default)s)",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     flags.add(parser, leave_out=spec.JobSpec.model_fields.keys() - _DECIDES)
 

@@ -94,9 +94,11 @@ class JobSpec(BaseModel):
     tinybert_compat: bool = False
     """Average the attention and hidden losses over padded entries too, as the public TinyBERT code does."""
     teacher: Reference = "embedded"
-    """`embedded` (the packaged all-MiniLM-L6-v2), a hub id (`org/name` or `org/name@commit`), or a local folder."""
+    """`embedded` (the packaged all-MiniLM-L6-v2), a hub id (`org/name` or `org/name@commit`), a service's own
+    name for one, or from the shell a local folder."""
     corpus: Reference = "embedded"
-    """`embedded` (packaged Wikipedia summaries), a hub data set id, or local text, JSON-lines or parquet files."""
+    """`embedded` (packaged Wikipedia summaries), a hub data set (`org/name[:config][@revision]`), a service's own
+    name for one, or from the shell local text, JSON-lines or parquet files, or a folder of `etd-ds data prepare`."""
     seq_length: Annotated[int, Field(ge=8, le=65536), BeforeValidator(_no_bool)] = 512
     """Tokens per sequence, [CLS] and [SEP] included."""
     layout: Literal["packed", "pairs"] = "packed"

@@ -74,7 +74,8 @@ def sentences(reference: str, count: int) -> list[str]:
         if len(found) >= count:
             return found[:count]
     raise errors.CorpusError(
-        f"corpus: wanted {count} held-out sentences, {reference} has {len(found)}; ask for fewer or give more text",
+        f"corpus: wanted {count} held-out sentences, {reference} has {len(found)}; ask for fewer (--sentences) or give "
+        "more text",
         wanted=count,
         got=len(found),
     )

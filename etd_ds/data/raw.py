@@ -24,7 +24,8 @@ def opening(reference: str, count: int) -> list[list[str]]:
         if not missing:
             return found
     raise errors.CorpusError(
-        f"corpus: wanted {count} sentences, {reference} holds {count - missing}; ask for fewer or give more text",
+        f"corpus: wanted {count} sentences, {reference} holds {count - missing}; ask for fewer (importance_sentences) "
+        "or give more text",
         wanted=count,
         got=count - missing,
     )

@@ -76,7 +76,8 @@ def locate(reference: str) -> Source:
                 f"corpus: {reference} holds {' and '.join(kinds)} files; name each kind as a source of its own"
             )
         return _of_files(reference, kinds[0], paths)
-    hub = corpora.parse_hub(reference)
+    # what is named like a file and is none was misspelt, and is not to be looked for on a hub
+    hub = None if Path(reference).suffix in _KINDS else corpora.parse_hub(reference)
     if hub is None:
         raise errors.CorpusError(
             "corpus: wanted 'embedded', a hub data set org/name[:config][@revision], or existing .txt, .jsonl or "

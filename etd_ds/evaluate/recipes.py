@@ -145,7 +145,7 @@ class Recipes(_Strict):
         for row in self.rows:
             if row.name == name:
                 return row
-        known = ", ".join(row.name for row in self.rows)
+        known = ", ".join(repr(row.name) for row in self.rows)
         raise errors.EtdError(f"rows: wanted some of {known}; got {name!r}", field="rows", got=name)
 
     def runnable(self) -> list[Row]:
@@ -204,7 +204,8 @@ def read(path: Path | None = None) -> Recipes:
     except OSError as error:
         raise errors.EtdError(f"recipes: cannot read {named}: {error.strerror}", field="recipes") from None
     except yaml.YAMLError as error:
-        raise errors.EtdError(f"recipes: {named} is not YAML: {error}", field="recipes") from None
+        reason = " ".join(str(error).split())
+        raise errors.EtdError(f"recipes: {named} is not YAML: {reason}", field="recipes") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -120,7 +120,8 @@ def read(file: Path) -> Findings:
     except OSError as error:
         raise errors.EtdError(f"results: cannot read {file}: {error.strerror}", field="results") from None
     except ValidationError as error:
-        raise errors.EtdError(f"results: {file} holds no findings of ours: {error}", field="results") from None
+        reason = error.errors(include_url=False)[0]["msg"]
+        raise errors.EtdError(f"results: {file} holds no findings of ours: {reason}", field="results") from None
 
 
 def _about() -> About:

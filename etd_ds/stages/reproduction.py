@@ -85,7 +85,8 @@ def read(out: Path) -> Reproduction:
     except FileNotFoundError:
         raise errors.RunFolderError(f"{out}: no reproduction.json; was `etd-ds reproduce --out {out}` run?") from None
     except ValidationError as error:
-        raise errors.RunFolderError(f"{path}: not a reproduction of ours: {error}") from None
+        reason = error.errors(include_url=False)[0]["msg"]
+        raise errors.RunFolderError(f"{path}: not a reproduction of ours: {reason}") from None
 
 
 def lay(run: rundir.RunDir, job: spec.JobSpec) -> None:

@@ -12,6 +12,11 @@ from etd_ds import cli
         ["plan", "--layers", "3", "--hidden", "192", "--sequences", "0"],
         ["plan", "--layers", "99", "--hidden", "192"],
         ["extract", "--layers", "3", "--hidden", "192", "--mode", "best", "--out", "nowhere"],
+        ["extract", "--layers", "3", "--hidden", "192", "--corpus", "texts/misspelt.txt", "--out", "nowhere"],
+        ["data", "prepare", "--workers", "0", "--out", "nowhere"],
+        ["compare", "--student", "nowhere"],
+        ["compare", "--student", "nowhere", "--sentences", "2"],
+        ["evaluate", "--task", "wiki_topic", "--train-limit", "-5", "--out", "nowhere"],
     ],
 )
 def test_bad_input_is_one_line_and_code_2(arguments, capsys):
