@@ -14,11 +14,17 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("service") / "data"
 
 
-@pytest.fixture
-def server(data_dir: Path) -> Iterator[Server]:
-    """The server on the session's one data folder: scores and corpus are computed once."""
+@pytest.fixture(scope="session")
+def one_server(data_dir: Path) -> Iterator[Server]:
     server = Server(data_dir)
-    server.start()
     yield server
     server.kill()
     server.http.close()
+
+
+@pytest.fixture
+def server(one_server: Server) -> Server:
+    """The session's one server, up: scores and corpus are computed once, and its extraction worker is started once."""
+    if one_server.process is None or one_server.process.poll() is not None:
+        one_server.start()
+    return one_server
