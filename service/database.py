@@ -112,7 +112,8 @@ class Database:
     """An engine with two kinds of transactions. May be used from any thread."""
 
     def __init__(self, url: str) -> None:
-        self.engine = sa.create_engine(url, pool_pre_ping=True, pool_size=16, max_overflow=48)
+        # an error that is logged must not show the values: addresses of webhooks, what they are signed with
+        self.engine = sa.create_engine(url, pool_pre_ping=True, pool_size=16, max_overflow=48, hide_parameters=True)
         self.sqlite = self.engine.dialect.name == "sqlite"
         if self.sqlite:
             _embed(self.engine)
@@ -174,7 +175,9 @@ class Database:
 
 def _embed(engine: sa.Engine) -> None:
     """SQLite as a server's store: write-ahead log, full sync, and writers that queue up instead of failing."""
-    Path(engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
+    file = Path(engine.url.database or "")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch(mode=0o600)  # it holds what webhooks are signed with; SQLite's other files get the same mode
 
     @sa.event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: Any) -> None:

@@ -183,4 +183,5 @@ def cuda_devices() -> int:
 
 def inherited() -> dict[str, str]:
     """The environment that child processes get: ours, without what only the server needs to know."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("ETD_JOBS_", "AWS_"))}
+    ours = ("ETD_JOBS_", "AWS_", "PGPASS", "OTEL_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}

@@ -16,9 +16,9 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
 
 from etd_ds.contract import events
 from service import tail
-from service.problems import documented
+from service.problems import Problem, documented
 from service.routes import answers
-from service.routes.access import Reader
+from service.routes.access import Reader, identify
 from service.routes.context import Context
 from service.status import ENDED
 from service.store import Job
@@ -27,6 +27,8 @@ router = APIRouter(tags=["jobs"])
 
 _LOOK_SECONDS = 0.3
 _PING_SECONDS = 15.0
+_KEY_SECONDS = 15.0
+"""How long a stream may outlive the key that it was opened with."""
 _WATCHED = 1000
 _LISTED = 10_000
 _LOG_BYTES = 1 << 20
@@ -54,36 +56,39 @@ async def watch(
     accepted = request.headers.get("accept", "")
     if "application/json" in accepted and "text/event-stream" not in accepted:
         return JSONResponse(await run_in_threadpool(_list, here, job, after))
-    return EventSourceResponse(_stream(here, job.id, after), headers=_RAW)
+    return EventSourceResponse(_stream(request, here, job.id, after), headers=_RAW)
 
 
 @router.get("/jobs/{job_id}/log", response_class=PlainTextResponse, responses=documented(401, 403, 404, 422))
 def log(
-    job_id: str, who: Reader, lines: Annotated[int, Query(ge=0, le=100_000)] = 1000, follow: bool = False
+    job_id: str,
+    request: Request,
+    who: Reader,
+    lines: Annotated[int, Query(ge=0, le=100_000)] = 1000,
+    follow: bool = False,
 ) -> Response:
     """The last lines that launcher and trainer printed; with `follow`, also those to come, until the job has ended."""
     job = who.job(job_id)
     if follow:
-        return StreamingResponse(_follow(who.here, job, lines), media_type="text/plain; charset=utf-8", headers=_RAW)
+        return StreamingResponse(
+            _follow(request, who.here, job, lines), media_type="text/plain; charset=utf-8", headers=_RAW
+        )
     return PlainTextResponse(
         "".join(line + "\n" for line in tail.last_lines(who.here.run(job).log, lines, limit=_LOG_BYTES))
     )
 
 
-async def _follow(here: Context, started: Job, lines: int) -> AsyncIterator[bytes]:
+async def _follow(request: Request, here: Context, started: Job, lines: int) -> AsyncIterator[bytes]:
     path = here.run(started).log
     last, offset = tail.whole_lines(path, lines, limit=_LOG_BYTES)
     for line in last:
         yield line.encode() + b"\n"
-    while True:
-        job = await _now(here, started.id)
+    async for _ in _looks(request, here, started.id):
         for whole in events.lines(path, offset):
             offset = whole.end
             if line := tail.shown(whole.text):
                 yield line.encode() + b"\n"
-        if job is None or job.status in ENDED or here.draining:
-            return
-        await asyncio.sleep(_LOOK_SECONDS)
+                await asyncio.sleep(0)  # other requests have their turn, however much there is to send
 
 
 def _list(here: Context, job: Job, after: int) -> dict[str, object]:
@@ -96,29 +101,40 @@ def _list(here: Context, job: Job, after: int) -> dict[str, object]:
     }
 
 
-async def _stream(here: Context, job_id: str, offset: int) -> AsyncIterator[bytes]:
-    told = None
-    silent = 0.0
-    while True:
-        # the status is read before the file: whoever has ended writes no more
-        job = await _now(here, job_id)
-        if job is None:
-            return
+async def _stream(request: Request, here: Context, job_id: str, offset: int) -> AsyncIterator[bytes]:
+    told, spoke = None, time.monotonic()
+    async for job in _looks(request, here, job_id):
         for line in events.lines(here.run(job).events, offset):
-            offset, silent = line.end, 0.0
+            offset, spoke = line.end, time.monotonic()
             if _whole(line):
                 yield _sent(offset, json.loads(line.text)["type"], line.text)
+            await asyncio.sleep(0)  # other requests have their turn, however much there is to send
         if job.status != told:
-            told, silent = job.status, 0.0
+            told, spoke = job.status, time.monotonic()
             data = {"type": "status", "status": job.status, "error": job.error_code or None}
             yield _sent(offset, "status", json.dumps(data))
-        if told in ENDED or here.draining:
+        if time.monotonic() - spoke >= _PING_SECONDS:
+            spoke = time.monotonic()
+            yield KEEPALIVE_COMMENT
+
+
+async def _looks(request: Request, here: Context, job_id: str) -> AsyncIterator[Job]:
+    """The job again and again, until it has ended or is deleted, the server goes, or the watcher's key is not valid.
+
+    What it is is known before its files are read: whoever has ended writes no more.
+    """
+    asked = time.monotonic()
+    while (job := await _now(here, job_id)) is not None:
+        yield job
+        if job.status in ENDED or here.draining:
             return
         await asyncio.sleep(_LOOK_SECONDS)
-        silent += _LOOK_SECONDS
-        if silent >= _PING_SECONDS:
-            silent = 0.0
-            yield KEEPALIVE_COMMENT
+        if time.monotonic() - asked >= _KEY_SECONDS:
+            asked = time.monotonic()
+            try:
+                await run_in_threadpool(identify, request, here)
+            except Problem:
+                return
 
 
 async def _now(here: Context, job_id: str) -> Job | None:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import time
 
 import httpx
 import pytest
+import sqlalchemy as sa
+from fastapi import Request
 from server_process import Server
 
+from etd_ds.contract import spec
+from service.app import create_app
 from service.cli import main
 from service.client import Client, ServiceError
-from service.database import Database
+from service.database import Database, webhook_secrets
 from service.keys import SCOPES, Keys
+from service.routes import watch
+from service.settings import Settings, inherited
+from service.store import Job
 
 SMALL = {"layers": 3, "hidden": 192, "steps": 3}
 
@@ -89,6 +98,45 @@ def test_secrets_are_nowhere(guarded):
         if path.is_file():
             content = path.read_bytes()
             assert not any(secret.encode() in content for secret in secrets.values()), path
+    databases = list((server.root / "data").glob("service.db*"))
+    assert {path.stat().st_mode & 0o777 for path in databases} == {0o600}, "it holds what webhooks are signed with"
+
+
+def test_an_error_of_the_database_shows_no_values(tmp_path):
+    database = Database(f"sqlite:///{tmp_path / 'service.db'}")
+    with pytest.raises(sa.exc.OperationalError, match="no such table") as failed, database.write() as connection:
+        connection.execute(webhook_secrets.insert().values(tenant="t", secret="whsec_x"))
+    assert "whsec_x" not in str(failed.value)
+    database.close()
+
+
+def test_children_do_not_get_what_only_the_server_needs(monkeypatch):
+    secret = {"ETD_JOBS_DATABASE", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "OTEL_EXPORTER_OTLP_HEADERS"}
+    for name in (*secret, "NCCL_DEBUG"):
+        monkeypatch.setenv(name, "x")
+    assert "NCCL_DEBUG" in inherited()
+    assert not inherited().keys() & secret
+
+
+def test_a_stream_ends_with_its_key(tmp_path, monkeypatch):
+    app = create_app(Settings(data_dir=tmp_path))
+    here = app.state.context
+    secret, key = here.keys.create("a", "a", SCOPES)
+    job = here.store.add(Job(id="job-1", spec=spec.JobSpec(**SMALL), ranks=1, tenant="a", created=time.time()))
+    headers = [(b"authorization", f"Bearer {secret}".encode())]
+    request = Request({"type": "http", "headers": headers})
+    monkeypatch.setattr(watch, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(watch, "_KEY_SECONDS", 0.0)
+
+    async def looks() -> int:
+        seen = 0
+        async for _ in watch._looks(request, here, job.id):
+            seen += 1
+            if seen == 3:
+                here.keys.revoke(key.id)
+        return seen
+
+    assert asyncio.run(asyncio.wait_for(looks(), 30)) == 3
 
 
 def test_health_needs_no_key(guarded):
