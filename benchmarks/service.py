@@ -98,7 +98,8 @@ async def measure(url: str, pid: int, args: argparse.Namespace) -> None:
         asked = time.perf_counter()
         http.post(job["links"]["cancel"])
         while (
-            http.get("/healthz").json()["slots"]["free"] == 0 or http.get(job["links"]["self"]).json()["ended"] is None
+            'etd_slots{state="free"} 0\n' in http.get("/metrics").text
+            or http.get(job["links"]["self"]).json()["ended"] is None
         ):
             await asyncio.sleep(0.05)
         took = time.perf_counter() - asked

@@ -69,6 +69,12 @@ class Server:
         return self.root / "data" / "jobs" / job_id
 
 
+def slots(api: Client) -> dict[str, int]:
+    """How many slots are free and used, by the metrics."""
+    lines = api._http.get("/metrics").text.splitlines()
+    return {line.split('"')[1]: int(line.split()[1]) for line in lines if line.startswith("etd_slots{")}
+
+
 def until(server: Server, job: dict[str, Any], kind: str, **fields: object) -> dict[str, Any]:
     """Watch until an event of this kind with these fields; the events come from the server, so nothing sleeps here."""
     for event in server.client.events(job["id"]):
