@@ -47,6 +47,9 @@ def _submit(commands: Any) -> None:
 
 def _plan(commands: Any) -> None:
     parser = _client_parser(commands, "plan", "what a job would make and cost, without making anything", job=False)
+    parser.add_argument("--webhook-events", nargs="+", metavar="EVENT",
+                        help="what it is told of: running, paused, checkpoint, succeeded, failed, cancelled (default: "
+                             "the last three)")  # fmt: skip
     flags.add(parser)
 
 

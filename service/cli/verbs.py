@@ -40,7 +40,8 @@ def _client(args: argparse.Namespace) -> Client:
 
 def _submit(args: argparse.Namespace) -> int:
     request = _read(args.file) if args.file else {}
-    request |= {name: getattr(args, name) for name in ("priority", "webhook") if getattr(args, name) is not None}
+    beside = ("priority", "webhook", "webhook_events")
+    request |= {name: getattr(args, name) for name in beside if getattr(args, name) is not None}
     if args.label:
         request["labels"] = {**request.get("labels", {}), **dict(one.partition(":")[::2] for one in args.label)}
     job = flags.parse({name: one for name, one in request.items() if name in _FIELDS} | flags.given(args))

@@ -48,6 +48,8 @@ def test_the_way_of_a_job_through_the_shell(server: Server, say, tmp_path, monke
     assert say("delete", job)[1] == f"{job} is deleted\n"
     code, _, err = say("show", job)
     assert (code, err) == (2, "etd-jobs: There is no such job.\n")
+    code, _, err = say("submit", "--layers", "3", "--hidden", "192", "--webhook-events", "checkpoint", "everything")
+    assert (code, "webhook_events" in err) == (2, True), "the service is asked, and knows of no such event"
 
 
 def test_a_failed_job_is_exit_code_1_and_shows_its_last_words(server: Server, say):

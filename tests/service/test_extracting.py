@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import httpx
@@ -73,6 +73,24 @@ def test_a_request_sent_twice_finds_the_job_that_is_extracted(server: Server):
     assert (again["id"], again["status"]) == (job["id"], "extracting")
     server.behave("cut", "")
     assert server.client.create(SMALL, idempotency_key="k")["student"]["layers"] == 3
+
+
+def test_requests_sent_again_wait_for_the_extraction_of_the_first(server: Server):
+    slow(server)
+
+    def ask() -> httpx.Response:
+        return server.client._http.post("/v1/jobs", json=SMALL, headers={"Idempotency-Key": "k"})
+
+    with ThreadPoolExecutor(10) as pool:  # one is extracted, eight wait for it, and for one there is no room
+        asked = [pool.submit(ask) for _ in range(10)]
+        refused = next(as_completed(asked)).result()
+        assert (refused.status_code, refused.json()["code"]) == (409, "key_in_use")
+        assert int(refused.headers["retry-after"]) > 0
+        assert len(list((server.root / "data" / "jobs").iterdir())) <= 1, "whoever waits begins nothing"
+        server.behave("cut", "")
+        made = [one.result() for one in asked if one.result().status_code == 201]
+    assert len({answer.json()["id"] for answer in made}) == 1
+    assert [answer.headers.get("idempotent-replayed") for answer in made].count("true") == len(made) - 1 == 8
 
 
 def test_the_client_waits_for_the_student_unless_told_otherwise(server: Server, capsys: pytest.CaptureFixture[str]):
