@@ -28,7 +28,8 @@ class Publisher:
 
     def __init__(self, settings: Settings, store: Store, bucket: Bucket) -> None:
         self._settings, self._store, self._bucket = settings, store, bucket
-        self._done: set[str] = set()
+        self._done: dict[str, int] = {}
+        """Jobs that had ended when they were looked at, and their attempt then: only another one brings news."""
         self._wake = threading.Event()
         self._over = threading.Event()
         self._wait = _TICK
@@ -41,7 +42,7 @@ class Publisher:
 
     def again(self, job_id: str) -> None:
         """Look at a job that may have published something since it ended."""
-        self._done.discard(job_id)
+        self._done.pop(job_id, None)
         self._wake.set()
 
     def close(self) -> None:
@@ -77,11 +78,12 @@ class Publisher:
             self._bucket.remove(gone)
         going = [status for status in STATUSES if status not in ENDED]
         active = {job.id: job for job in self._store.page(status=going, limit=1000)}
-        self._done -= active.keys()
         failed: Exception | None = None
-        for job_id in sorted(self._store.ids() - self._done):
+        for job_id, attempt in sorted(self._store.attempts().items()):
             if self._over.is_set():
                 return
+            if self._done.get(job_id) == attempt:
+                continue
             try:
                 self._look(active.get(job_id) or self._store.get(job_id))
             except Away:
@@ -96,7 +98,11 @@ class Publisher:
     def _look(self, job: Job | None) -> None:
         if job is None or not (run := rundir.RunDir(self._settings.runs / job.id)).plan.exists():
             return
-        if self._bucket.publish(run, settled=job.status != "running"):
-            log.info("%s is published as far as it is", job.id, extra={"job": job.id})
         if job.status in ENDED:
-            self._done.add(job.id)
+            self._done[job.id] = job.attempt  # before it is looked at: what `again` says meanwhile counts
+        try:
+            if self._bucket.publish(run, settled=job.status != "running"):
+                log.info("%s is published as far as it is", job.id, extra={"job": job.id})
+        except BaseException:
+            self._done.pop(job.id, None)
+            raise

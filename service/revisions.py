@@ -44,6 +44,14 @@ class Revision:
 
 def of_run(run: rundir.RunDir) -> dict[str, Revision]:
     """Every revision that there is now, by name."""
+    found = listed(run)
+    if run.plan.exists():
+        found[INIT] = _revision(run.init, _digests(run.init, run.plan.stat().st_mtime_ns), run.plan)
+    return found
+
+
+def listed(run: rundir.RunDir) -> dict[str, Revision]:
+    """Those whose files' hashes are listed: all but the extracted student."""
     found: dict[str, Revision] = {}
     result = run.read_result()
     if result is not None:
@@ -51,8 +59,6 @@ def of_run(run: rundir.RunDir) -> dict[str, Revision]:
     for manifest in sorted(run.revisions.glob("*.json")):
         made = rundir.read_revision(manifest)
         found[manifest.stem] = _revision(run.revisions / manifest.stem, made.files, manifest)
-    if run.plan.exists():
-        found[INIT] = _revision(run.init, _digests(run.init, run.plan.stat().st_mtime_ns), run.plan)
     return found
 
 

@@ -26,6 +26,8 @@ GONE = "gone-"
 """Before a job's id: its folder after it was deleted, until everything is removed."""
 
 _CHUNK = 8 << 20
+_PARTS = 2
+"""Chunks of one file that are in memory at once on their way to the bucket."""
 _WEEK = 604_800
 _DIGESTS = "digests.json"
 """In a checkpoint's folder: size and sha256 of its files, as the trainer wrote them."""
@@ -83,7 +85,7 @@ class Bucket:
         parts = urlsplit(where)
         if parts.scheme != "s3" or not parts.netloc or parts.username or parts.query or parts.fragment:
             wanted = "s3://BUCKET or s3://BUCKET/PREFIX"
-            raise errors.EtdError(f"--artifacts: wanted {wanted}, got {parts.scheme or 'no'}://…", wanted=wanted)
+            raise errors.EtdError(f"--artifacts: wanted {wanted}, got {parts.scheme or 'no s3'}://…", wanted=wanted)
         if not 0 <= expires <= _WEEK:
             wanted = f"0 to {_WEEK} seconds, which is as long as S3 allows"
             raise errors.EtdError(f"--redirect: wanted {wanted}, got {expires}", wanted=wanted, got=expires)
@@ -153,22 +155,29 @@ class Bucket:
             return False
         found |= {name: rundir.digest(path) for name, path in changing.items()}
         with _reaching():
-            there = self._keys(job_id)
-            wanted = {self._object(job_id, one.sha256): one.size for one in found.values()}
-            for name, digest in found.items():
-                key = self._object(job_id, digest.sha256)
-                if there.get(key) != digest.size:
-                    self._put(run.root / name, key, digest)
-                    there[key] = digest.size
-            manifest = Publication(files=found).model_dump_json().encode()
-            self._s3.pipe_file(self._manifest(job_id), manifest)
             try:
-                _write_record(run.root, manifest)
-            except FileNotFoundError:  # the job was deleted meanwhile
-                self._forget(self._keys(job_id))
+                self._bring(run, found)
+            except FileNotFoundError:
+                if run.root.exists():
+                    raise
+                self._forget(self._keys(job_id))  # the job was deleted meanwhile
                 return False
-            self._forget(there.keys() - wanted.keys() - {self._manifest(job_id)})
         return True
+
+    def _bring(self, run: rundir.RunDir, found: Mapping[str, rundir.FileDigest]) -> None:
+        """Put what is missing of these files of a run, name them all, and remove what is not among them."""
+        job_id = run.root.name
+        there = self._keys(job_id)
+        for name, digest in found.items():
+            key = self._object(job_id, digest.sha256)
+            if there.get(key) != digest.size:
+                self._put(run.root / name, key, digest)
+                there[key] = digest.size
+        manifest = Publication(files=found).model_dump_json().encode()
+        self._s3.pipe_file(self._manifest(job_id), manifest)
+        _write_record(run.root, manifest)
+        wanted = {self._object(job_id, one.sha256) for one in found.values()}
+        self._forget(there.keys() - wanted - {self._manifest(job_id)})
 
     def restore(self, job_id: str, runs: Path, aside: Path) -> bool:
         """Bring a run folder back as it was last published; False if it never was. Raises `Away`, or `EtdError`."""
@@ -214,7 +223,7 @@ class Bucket:
                 raise FileNotFoundError(f"{path}: replaced while it was published")
             self._s3.pipe_file(key, content)
         else:
-            self._s3.put_file(str(path), key)
+            self._s3.put_file(str(path), key, chunksize=_CHUNK, max_concurrency=_PARTS)
 
     def _object(self, job_id: str, sha256: str) -> str:
         return f"{self._root}/{job_id}/objects/{sha256}"
@@ -252,9 +261,12 @@ def _published(run: rundir.RunDir, known: Mapping[str, rundir.FileDigest]) -> di
         name = str(path.relative_to(run.root))
         found[name] = digest or known.get(name) or rundir.digest(path)
 
-    for one in revisions.of_run(run).values():
+    for one in revisions.listed(run).values():
         for name, digest in one.files.items():
             take(one.folder / name, digest)
+    for path in sorted(run.init.iterdir()):
+        if path.is_file():
+            take(path)
     for listed in run.checkpoints.glob(f"step-*/{_DIGESTS}"):
         take(listed, rundir.digest(listed))
         for name, digest in _LISTED.validate_json(listed.read_bytes()).items():
@@ -293,13 +305,16 @@ def _run_of(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _reaching() -> Iterator[None]:
-    """botocore's and the network's many errors as `Away`; a missing file is told apart."""
+    """botocore's and the network's many errors as `Away`; a missing file is told apart from a missing bucket."""
     import aiohttp
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         yield
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        said = error.__cause__
+        if isinstance(said, ClientError) and said.response["Error"]["Code"] == "NoSuchBucket":
+            raise Away("there is no such bucket") from error
         raise
     except (BotoCoreError, ClientError, aiohttp.ClientError, OSError, TimeoutError) as error:
         raise Away(f"{type(error).__name__}: {error}") from error

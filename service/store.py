@@ -204,6 +204,11 @@ class Store:
             first = connection.scalar(oldest)
             return (0.0 if first is None else now - first), float(connection.scalar(waited) or 0.0)
 
+    def attempts(self) -> dict[str, int]:
+        """How often each job was started, by its id."""
+        with self._database.look() as connection:
+            return {row[0]: int(row[1]) for row in connection.execute(sa.select(jobs.c.id, jobs.c.attempt))}
+
     def ids(self) -> set[str]:
         """Every job's id."""
         with self._database.look() as connection:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tracemalloc
 
 import httpx
 import object_store
@@ -117,11 +118,12 @@ def test_a_checkpoint_made_anew_replaces_the_old_one(bucket, run, tmp_path):
     assert tree(run) == before
 
 
-def test_a_job_deleted_while_it_is_published_leaves_nothing(bucket, run, monkeypatch):
+@pytest.mark.parametrize("at", ["/objects/", "/manifest.json"])
+def test_a_job_deleted_while_it_is_published_leaves_nothing(bucket, run, monkeypatch, at):
     whole = bucket._s3.pipe_file
 
     def deleting(key, content):
-        if key == bucket._manifest("job-1"):
+        if at in key and run.root.exists():
             shutil.rmtree(run.root)
         whole(key, content)
 
@@ -156,6 +158,27 @@ def test_what_was_cut_off_is_done_again(there, bucket, run, monkeypatch):
     assert bucket.publish(run, settled=True)
     assert len(sent) == len(set(sent)), "each object was taken once"
     assert set(sent) == bucket._keys("job-1").keys() - {bucket._manifest("job-1")}
+
+
+def test_a_bucket_that_is_not_there_is_one_that_is_away(bucket, run, tmp_path):
+    nowhere = storage.Bucket("s3://no-such-bucket")
+    with pytest.raises(storage.Away, match="no such bucket"):
+        nowhere.publish(run, settled=True)
+    with pytest.raises(storage.Away, match="no such bucket"):
+        nowhere.restore("job-1", tmp_path / "jobs", tmp_path / "aside")
+
+
+def test_no_file_is_in_memory_as_a_whole(bucket, tmp_path):
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as out:
+        out.truncate(96 << 20)
+    tracemalloc.start()
+    try:
+        bucket._put(path, bucket._object("job-1", "0" * 64), rundir.digest(path))
+        assert tracemalloc.get_traced_memory()[1] < 48 << 20
+    finally:
+        tracemalloc.stop()
+    assert bucket._keys("job-1") == {bucket._object("job-1", "0" * 64): 96 << 20}
 
 
 def test_any_range_of_what_lies_in_the_bucket_alone(bucket, run):
