@@ -155,7 +155,9 @@ def install(app: FastAPI) -> None:
     async def on_problem(_: Request, error: Problem) -> JSONResponse:
         return error.response()
 
-    async def on_error(_: Request, error: errors.EtdError) -> JSONResponse:
+    async def on_error(request: Request, error: errors.EtdError) -> JSONResponse:
+        if isinstance(error, errors.RunFolderError):  # ours to mend, and its words name our folders
+            return await on_bug(request, error)
         return of_error(error.as_dict()).response()
 
     async def on_http(request: Request, error: HTTPException) -> JSONResponse:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from etd_ds.contract import rundir
+from etd_ds.contract import errors, rundir
 from service import revisions
 from service.admission import Admission
 from service.extraction import Extractor
@@ -86,7 +86,12 @@ def published(here: Context, run: rundir.RunDir, name: str) -> revisions.Revisio
     step = revisions.kept_step(run, name)
     if step is None:
         return None
-    here.extractor.revision(run, step)
+    try:
+        here.extractor.revision(run, step)
+    except Problem as problem:
+        if problem.code == errors.RunFolderError.code:  # not kept any more by now, or damaged
+            return None
+        raise
     if here.publisher is not None:
         here.publisher.again(run.root.name)
     return revisions.of_run(run)[f"step-{step}"]

@@ -15,6 +15,7 @@ from service import artifacts, revisions
 from service.problems import Problem, documented
 from service.routes.access import Caller, Downloader
 from service.routes.context import Context, published
+from service.storage import Away
 
 Name = Annotated[str, Query(max_length=64)]
 """`main`, `init`, or `step-N` of a kept checkpoint."""
@@ -116,4 +117,7 @@ def respond(request: Request, content: artifacts.Content, kind: str, more: Mappi
         first = next(chunks, b"")  # before the status is sent, so that what is gone is not a cut connection
     except FileNotFoundError:
         raise Problem(404, "file_not_found", "The file is gone: the job was deleted just now, or is damaged.") from None
+    except Away:
+        detail = "The file is in a bucket that does not answer; try again."
+        raise Problem(503, "bucket_away", detail, headers={"Retry-After": "10"}) from None
     return StreamingResponse(itertools.chain((first,), chunks), status, headers=headers, media_type=kind)

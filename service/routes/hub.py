@@ -141,7 +141,7 @@ def tree(owner: str, name: str, revision: str, who: Who, path: str = "") -> list
     return [_entry(at, file) for file in sorted(at.files)]
 
 
-@router.post("/api/models/{owner}/{name}/paths-info/{revision}")
+@router.post("/api/models/{owner}/{name}/paths-info/{revision}", responses=documented(413))
 async def paths_info(owner: str, name: str, revision: str, request: Request, who: Who) -> list[dict[str, Any]]:
     """The entries of the named files; the body is a form."""
     body = await read_body(request, 1 << 20)

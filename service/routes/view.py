@@ -33,7 +33,6 @@ def job_json(here: Context, job: Job, base: str, *, brief: bool = False, line: L
         **{wish: f"{url}/{wish}" for wish in ("cancel", "pause", "resume", "retry")},
         "student": f"{url}/student",
     }
-    result = run.read_result() if job.status == "succeeded" else None
     return {
         "id": job.id,
         "status": job.status,
@@ -57,7 +56,7 @@ def job_json(here: Context, job: Job, base: str, *, brief: bool = False, line: L
         "progress": tail.extraction(run.events) if job.status == "extracting" else tail.progress(run.events),
         "error": {"code": job.error_code, "message": job.error_message} if job.error_code else None,
         "log_tail": tail.last_lines(run.log, LOG_LINES) if job.status in ENDED and not brief else [],
-        "result": None if result is None else _result(result, url),
+        "result": _result(run, url) if job.status == "succeeded" else None,
     }
 
 
@@ -121,7 +120,13 @@ def _cluster(run: rundir.RunDir) -> dict[str, Any] | None:
     return found
 
 
-def _result(result: rundir.Result, url: str) -> dict[str, Any]:
+def _result(run: rundir.RunDir, url: str) -> dict[str, Any] | None:
+    try:
+        result = run.read_result()
+    except errors.RunFolderError:
+        return None
+    if result is None:
+        return None
     values = result.model_dump()
     for name, digest in values["files"].items():
         digest["url"] = f"{url}/student/{name}"

@@ -6,11 +6,15 @@ import io
 import tarfile
 
 import pytest
+from fastapi import Request
 from hypothesis import given
 from hypothesis import strategies as st
 
 from etd_ds.contract import rundir
 from service import artifacts
+from service.problems import Problem
+from service.routes.downloads import respond
+from service.storage import Away
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +106,15 @@ def test_tags():
     assert artifacts.names_tag("*", "abc")
     assert not artifacts.names_tag("", "abc")
     assert not artifacts.names_tag('"ab"', "abc")
+
+
+def test_what_cannot_be_read_just_now_may_be_asked_for_again():
+    class Far:
+        def read(self, start, end):
+            raise Away("the network")
+
+    request = Request({"type": "http", "method": "GET", "headers": []})
+    with pytest.raises(Problem) as refused:
+        respond(request, artifacts.Content((Far(),), (5,), "tag"), "x/y", {})
+    assert (refused.value.status, refused.value.code) == (503, "bucket_away")
+    assert "Retry-After" in refused.value.headers

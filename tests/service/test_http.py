@@ -230,8 +230,12 @@ def test_a_list_of_very_many_events_comes_in_parts(http):
     assert rest["data"]
 
 
-def test_a_job_whose_folder_is_lost_can_be_deleted(http):
+def test_a_job_whose_folder_is_damaged_or_lost_can_be_deleted(http):
     job = http.server.client.wait(http.server.client.create(SMALL)["id"])
+    (http.server.run(job["id"]) / "result.json").write_text("{")
+    assert (http.get(f"/jobs/{job['id']}").json()["result"], http.get("/jobs").status_code) == (None, 200)
+    damaged = http.get(job["links"]["student"])
+    assert (damaged.status_code, str(http.server.root) in damaged.text) == (500, False)
     shutil.rmtree(http.server.run(job["id"]))
     http.server.client.delete(job["id"])
     assert http.get(f"/jobs/{job['id']}").status_code == 404
