@@ -68,7 +68,7 @@ class PublicNetwork(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError:
+        except (OSError, UnicodeError):  # the latter for a label that is empty or too long
             raise httpcore.ConnectError("the host's name is not known") from None
         addresses = list(dict.fromkeys(str(one[4][0]) for one in found))
         if host not in self._named and not all(is_public(_literal(one) or _NOWHERE) for one in addresses):

@@ -120,17 +120,21 @@ class Backlog:
                 self._mine.pop(job.id, None)
 
     def _loop(self, look: Callable[[], None], sooner: threading.Event) -> None:
+        trouble: type[Exception] | None = None
         while not self._over.is_set():
             sooner.wait(self._settings.tick)
             try:
                 look()
-            except (OSError, SQLAlchemyError):  # a full disk, a database that is away: both may come back
-                log.exception("extractions cannot be looked after just now")
+                trouble = None
+            except (OSError, SQLAlchemyError) as error:  # a full disk, a database that is away: both may come back
+                if type(error) is not trouble:  # what lasts is said once, not at every tick
+                    log.exception("extractions cannot be looked after just now")
+                trouble = type(error)
 
     def _next(self) -> None:
         """Extract the oldest job that nobody looks after, if there is one."""
         self._wake.clear()
-        job = self._rows.take(self._owner, self._settings.lease, but=self._mine, last=self._last)
+        job = self._rows.take(self._owner, self._settings.lease, but=tuple(self._mine), last=self._last)
         if job is None or self._over.is_set():
             return
         self._last = job.tenant

@@ -132,7 +132,8 @@ class Queue:
         """Forget a worker that has no job any more; False if it has one."""
         with self._database.write() as connection:
             mine = slots.c.worker == name
-            if connection.scalar(sa.select(sa.func.count()).where(mine, slots.c.job.is_not(None))):
+            # locked, or another of its schedulers might claim a job for slots that are about to go
+            if any(connection.scalars(self._database.locked(sa.select(slots.c.job).where(mine)))):
                 return False
             connection.execute(slots.delete().where(mine))
             connection.execute(workers.delete().where(workers.c.name == name))

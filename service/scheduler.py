@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import socket
 import threading
 import time
@@ -90,14 +89,17 @@ class Scheduler:
                 self._queue.leave(self._settings.worker)
 
     def _loop(self) -> None:
+        trouble: type[Exception] | None = None
         try:
             while not self._over.is_set():
                 try:
                     self.round()
                     self._reserve.keep()
-                    self.last_round = time.time()
+                    self.last_round, trouble = time.time(), None
                 except (OSError, SQLAlchemyError) as error:  # a full disk, a database that is away: both may come back
-                    log.exception("the scheduler cannot work just now")
+                    if type(error) is not trouble:  # what lasts is said once, not at every tick
+                        log.exception("the scheduler cannot work just now")
+                    trouble = type(error)
                     if is_full(error):
                         self._reserve.give_back()
                 self._wake.wait(self._settings.tick)
@@ -242,12 +244,15 @@ def _last_words(log: Path) -> list[str]:
 def sweep(settings: Settings, store: Store, storage: Storage) -> None:
     """Remove run folders that no job has: of a server that died before it wrote the job down.
 
-    Only for whoever has the data folder for itself: another server may be extracting.
+    Only for whoever has the data folder for itself: another server may be extracting. A database without any job is
+    perhaps not the one that belongs to folders that were trained in.
     """
     known = store.ids()
-    for folder in settings.incoming.iterdir():
+    unknown = [folder for folder in settings.runs.iterdir() if folder.name not in known]
+    if not known and any(rundir.RunDir(folder).log.exists() for folder in unknown):
+        log.error("the database knows no job, and %s has trained ones; is it theirs? None is removed", settings.runs)
+        unknown = []
+    for folder in unknown:
+        log.warning("removing %s, which no job has", folder.name)
+    for folder in (*settings.incoming.iterdir(), *unknown):
         storage.remove(folder)
-    for folder in settings.runs.iterdir():
-        if folder.name not in known:
-            log.warning("removing %s, which no job has", folder.name)
-            shutil.rmtree(folder, ignore_errors=True)

@@ -55,14 +55,17 @@ class Sender:
         pool = httpcore.AsyncConnectionPool(
             ssl_context=tls, network_backend=network, max_connections=_AT_ONCE, max_keepalive_connections=0
         )
+        trouble: type[Exception] | None = None
         while True:
             try:
                 await asyncio.to_thread(self._look_for_checkpoints)
                 free = _AT_ONCE - len(self._under_way)
                 due = await asyncio.to_thread(self._outbox.take, free, 4 * _SECONDS) if free else []
-            except (OSError, SQLAlchemyError):  # a full disk, a database that is away: both may come back
-                log.exception("webhooks cannot be sent just now")
-                due = []
+                trouble = None
+            except (OSError, SQLAlchemyError) as error:  # a full disk, a database that is away: both may come back
+                if type(error) is not trouble:  # what lasts is said once, not at every tick
+                    log.exception("webhooks cannot be sent just now")
+                trouble, due = type(error), []
             for message in due:
                 task = asyncio.create_task(self._deliver(pool, message))
                 self._under_way.add(task)

@@ -144,6 +144,13 @@ def test_a_name_is_looked_up_once_and_all_its_addresses_are_checked(answers: lis
     assert asked == ["rebinds.example"]
 
 
+@pytest.mark.parametrize("host", ["a" * 64 + ".example", "a..example"])
+def test_a_name_that_cannot_be_looked_up_is_an_error_like_any_other(host: str):
+    addresses.check_url(f"https://{host}/", ())
+    with pytest.raises(httpcore.ConnectError):
+        asyncio.run(addresses.PublicNetwork(()).connect_tcp(host, 443))
+
+
 def test_a_message_is_one_servers_for_a_while_and_then_anybodys(tmp_path):
     database = Database(f"sqlite:///{tmp_path / 'service.db'}")
     database.create()
