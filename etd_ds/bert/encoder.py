@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.activations import GELUActivation
 from transformers.models.bert.modeling_bert import BertLayer, BertModel
 
+from etd_ds.kernels import half
 from etd_ds.kernels.linear import feed_forward, linear, rows
 from etd_ds.losses import Segments, Taps, Wanted
 
@@ -141,16 +142,17 @@ class Attention:
 
     def __init__(self, segments: Segments, x: Tensor) -> None:
         self.segments, self.tokens = segments, len(x)
-        # flash attention over segments of any length exists for half precision, and for head sizes that 8 divides
+        # flash attention over segments of any length, for heads of sizes that 8 divides, 256 at most
         self.varlen: dict[str, Any] | None = None
-        if x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and segments.keys == segments.lengths:
+        if half.serves(x) and segments.keys == segments.lengths:
             edges = torch.tensor((0, *segments.lengths), dtype=torch.int32).cumsum(0, dtype=torch.int32)
             edges = edges.to(x.device, non_blocking=True)
             longest = max(segments.lengths)
             self.varlen = {"cu_seq_q": edges, "cu_seq_k": edges, "max_q": longest, "max_k": longest}
 
     def __call__(self, q_TND: Tensor, k_TND: Tensor, v_TND: Tensor) -> Tensor:
-        if self.varlen is not None and q_TND.shape[-1] % 8 == 0:
+        D = q_TND.shape[-1]
+        if self.varlen is not None and D % 8 == 0 and D <= 256:
             from torch.nn.attention.varlen import varlen_attn
 
             context = varlen_attn(q_TND, k_TND, v_TND, **self.varlen)

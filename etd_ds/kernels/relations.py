@@ -33,12 +33,13 @@ def relation_kl(
     edges = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32).to(q_s.device, non_blocking=True)
     kl_NT, lse_s_NT, lse_t_NT = torch.empty(3, N, T, device=q_s.device)
     dq, dk = (torch.empty_like(x, dtype=torch.float32) for x in (q_s, k_s))
-    grid = (triton.cdiv(max(lengths), block), len(lengths) * N)
+    blocks = triton.cdiv(max(lengths), block)
+    grid = (blocks * len(lengths) * N,)  # CUDA takes 65,535 along a second axis, and short segments are more
     sizes: dict[str, Any] = {"N": N, "D": D, "E": E, "D2": _power(D), "E2": _power(E), "BLOCK": block}
     inputs = q_s, k_s, q_t, k_t, edges, lse_s_NT, lse_t_NT
-    _forward[grid](*inputs, kl_NT, T, D**-0.5, E**-0.5, **sizes, num_warps=WARPS)
-    _gradient[grid](*inputs, dq, T, D**-0.5, E**-0.5, **sizes, OF_KEYS=False, num_warps=WARPS)
-    _gradient[grid](*inputs, dk, T, D**-0.5, E**-0.5, **sizes, OF_KEYS=True, num_warps=WARPS)
+    _forward[grid](*inputs, kl_NT, T, blocks, D**-0.5, E**-0.5, **sizes, num_warps=WARPS)
+    _gradient[grid](*inputs, dq, T, blocks, D**-0.5, E**-0.5, **sizes, OF_KEYS=False, num_warps=WARPS)
+    _gradient[grid](*inputs, dk, T, blocks, D**-0.5, E**-0.5, **sizes, OF_KEYS=True, num_warps=WARPS)
     return kl_NT.double().sum(), dq, dk
 
 
@@ -60,18 +61,19 @@ def _scores(q_RD, k_CD, scale):
     return tl.dot(q_RD, tl.trans(k_CD), input_precision="ieee") * scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "blocks"])
 def _forward(
-    q_s, k_s, q_t, k_t, edges, lse_s, lse_t, kl, T, scale_s, scale_t,
+    q_s, k_s, q_t, k_t, edges, lse_s, lse_t, kl, T, blocks, scale_s, scale_t,
     N: tl.constexpr, D: tl.constexpr, E: tl.constexpr, D2: tl.constexpr, E2: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Of one block of queries and one head: both log-sum-exps, and the KL, in one pass over the keys."""
-    segment, head = tl.program_id(1) // N, tl.program_id(1) % N
+    block, pair = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    segment, head = pair // N, pair % N
     start = tl.load(edges + segment).to(tl.int64)
     length = (tl.load(edges + segment + 1) - start).to(tl.int32)
-    if tl.program_id(0) * BLOCK >= length:
+    if block * BLOCK >= length:
         return
-    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    rows = block * BLOCK + tl.arange(0, BLOCK)
     q_s_RD = _rows(q_s, start, rows, length, head, N, D, D2)
     q_t_RE = _rows(q_t, start, rows, length, head, N, E, E2)
     # of student and teacher the highest score so far, and sums relative to it
@@ -103,19 +105,20 @@ def _forward(
     tl.store(kl + places, difference_R / sum_t_R - lse_t_R + lse_s_R, mask=rows < length)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "blocks"])
 def _gradient(
-    q_s, k_s, q_t, k_t, edges, lse_s, lse_t, gradient, T, scale_s, scale_t,
+    q_s, k_s, q_t, k_t, edges, lse_s, lse_t, gradient, T, blocks, scale_s, scale_t,
     N: tl.constexpr, D: tl.constexpr, E: tl.constexpr, D2: tl.constexpr, E2: tl.constexpr, BLOCK: tl.constexpr,
     OF_KEYS: tl.constexpr,
 ):  # fmt: skip
     """Of one block and one head: Σ over keys of (p_s − p_t) k_s, or with `OF_KEYS` over queries of (p_s − p_t) q_s."""
-    segment, head = tl.program_id(1) // N, tl.program_id(1) % N
+    block, pair = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    segment, head = pair // N, pair % N
     start = tl.load(edges + segment).to(tl.int64)
     length = (tl.load(edges + segment + 1) - start).to(tl.int32)
-    if tl.program_id(0) * BLOCK >= length:
+    if block * BLOCK >= length:
         return
-    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    rows = block * BLOCK + tl.arange(0, BLOCK)
     lses = head.to(tl.int64) * T + start
     if OF_KEYS:
         own_s, own_t, other_s, other_t = k_s, k_t, q_s, q_t

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,8 @@ from etd_ds.losses.packing import Run, Segments, accumulator
 # Elements of one block: bounds memory, whatever the batch. On a CPU it stays in the cache; on a GPU it is larger, since
 # each block is a few launches.
 BLOCK = {"cpu": 1 << 18, "cuda": 1 << 26}
-# From so many runs of unequal segments on, all are padded into one: on a GPU launches cost more than the padding.
+# From so many runs of unequal segments on, those of like lengths are padded into one: on a GPU launches cost more than
+# the padding, which at most doubles what is longer than 16 tokens.
 RUNS_TO_PAD = {"cpu": 1 << 62, "cuda": 8}
 
 
@@ -41,19 +43,22 @@ def formed(
     dtype, device = accumulator(q_s), q_s.device.type
     with torch.no_grad(), torch.autocast(device, enabled=False):
         runs = list(segments.runs())
-        padding = _Padding(segments, q_s.device) if len(runs) >= RUNS_TO_PAD[device] else None
-        q = [x if padding is None else padding.spread(x, padding.queries_X) for x in (q_s, q_t)]
-        k = [x if padding is None else padding.spread(x, padding.keys_X) for x in (k_s, k_t)]
-        dq, dk = torch.empty_like(q[0], dtype=dtype), torch.zeros_like(k[0], dtype=dtype)
+        # one row more than there are tokens: what padding is read from and written to
+        dq, dk = (x.new_zeros(len(x) + 1, *x.shape[1:], dtype=dtype) for x in (q_s, k_s))
         total = torch.zeros((), dtype=torch.float64, device=q_s.device)
-        for run in runs if padding is None else [padding.run]:
-            q_s_BNSD, q_t_BNSE, dq_BNSD = (run.heads(x) for x in (*q, dq))
-            k_s_BNSD, k_t_BNSE, dk_BNSD = (run.heads(x)[:, :, : run.keys] for x in (*k, dk))
-            closed_BS = None if padding is None else padding.closed_BS
-            total += form(Heads(q_s_BNSD, k_s_BNSD, q_t_BNSE, k_t_BNSE, dq_BNSD, dk_BNSD, closed_BS))
-        if padding is not None:
-            dq, dk = padding.collect(dq, padding.queries_X), padding.collect(dk, padding.keys_X)
-    return with_gradients(q_s, k_s, total, dq, dk)
+        if len(runs) < RUNS_TO_PAD[device]:
+            for run in runs:
+                total += form(_heads(run, (q_s, k_s, q_t, k_t, dq, dk), None))
+        else:
+            inputs = [torch.cat([x, x.new_zeros(1, *x.shape[1:])]) for x in (q_s, k_s, q_t, k_t)]
+            for padded in _padded(segments, q_s.device):
+                places = padded.queries_X, padded.keys_X
+                parts = [x[index_X] for x, index_X in zip(inputs, places * 2, strict=True)]
+                grads = [torch.empty_like(x, dtype=dtype) for x in parts[:2]]
+                total += form(_heads(padded.run, (*parts, *grads), padded.closed_BS))
+                for whole, index_X, part in zip((dq, dk), places, grads, strict=True):
+                    whole.index_copy_(0, index_X, part)
+    return with_gradients(q_s, k_s, total, dq[:-1], dk[:-1])
 
 
 def with_gradients(q_s: Tensor, k_s: Tensor, total: Tensor, dq: Tensor, dk: Tensor) -> Tensor:
@@ -62,28 +67,36 @@ def with_gradients(q_s: Tensor, k_s: Tensor, total: Tensor, dq: Tensor, dk: Tens
     return result
 
 
-class _Padding:
-    """All segments as one run, padded with zeros: where each of its B·S places is read from, T for padding."""
+class _Padded(NamedTuple):
+    """Segments of like lengths as one run of B·S places: the token that each is read from, T for padding."""
 
-    def __init__(self, segments: Segments, device: torch.device) -> None:
-        B, S = len(segments.lengths), max(segments.lengths)
-        lengths_B, keys_B = torch.tensor([segments.lengths, segments.keys], device=device)
-        self._tokens = sum(segments.lengths)
+    run: Run
+    queries_X: Tensor
+    keys_X: Tensor
+    closed_BS: Tensor
+
+
+def _padded(segments: Segments, device: torch.device) -> Iterator[_Padded]:
+    """The segments, grouped by the power of two that their lengths fit into."""
+    groups: dict[int, list[tuple[int, int, int]]] = {}
+    starts = itertools.accumulate(segments.lengths, initial=0)
+    for start, length, keys in zip(starts, segments.lengths, segments.keys, strict=False):
+        groups.setdefault(max(4, (length - 1).bit_length()), []).append((start, length, keys))
+    T = sum(segments.lengths)
+    for group in groups.values():
+        B, S = len(group), max(length for _, length, _ in group)
+        start_B1, length_B1, keys_B1 = torch.tensor(group, device=device).T[..., None]
         places_S = torch.arange(S, device=device)
-        places_BS = (lengths_B.cumsum(0) - lengths_B)[:, None] + places_S
-        self.run = Run(0, B, S, S)
-        self.queries_X = places_BS.masked_fill(places_S >= lengths_B[:, None], self._tokens).flatten()
-        self.closed_BS = places_S >= keys_B[:, None]
-        self.keys_X = places_BS.masked_fill(self.closed_BS, self._tokens).flatten()
+        places_BS = start_B1 + places_S
+        closed_BS = places_S >= keys_B1
+        queries_X = places_BS.masked_fill(places_S >= length_B1, T).flatten()
+        yield _Padded(Run(0, B, S, S), queries_X, places_BS.masked_fill(closed_BS, T).flatten(), closed_BS)
 
-    def spread(self, x_TND: Tensor, index_X: Tensor) -> Tensor:
-        """(T, N, D) → (B·S, N, D)."""
-        return torch.cat([x_TND, x_TND.new_zeros(1, *x_TND.shape[1:])])[index_X]
 
-    def collect(self, x_XND: Tensor, index_X: Tensor) -> Tensor:
-        """(B·S, N, D) → (T, N, D), zero where nothing was spread from."""
-        x_TND = x_XND.new_zeros(self._tokens + 1, *x_XND.shape[1:])
-        return x_TND.index_copy_(0, index_X, x_XND)[:-1]
+def _heads(run: Run, tensors: tuple[Tensor, ...], closed_BS: Tensor | None) -> Heads:
+    """A run's part of (q_s, k_s, q_t, k_t, dq, dk)."""
+    q_s, k_s, q_t, k_t, dq, dk = (run.heads(x) for x in tensors)
+    return Heads(q_s, k_s[:, :, : run.keys], q_t, k_t[:, :, : run.keys], dq, dk[:, :, : run.keys], closed_BS)
 
 
 class _Formed(torch.autograd.Function):

@@ -7,14 +7,13 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from etd_ds.kernels import half
 from etd_ds.losses import forming
 from etd_ds.losses.forming import Heads
 from etd_ds.losses.packing import Segments
 
 # Added to scores of padding. Finite and the same for both sides: their difference there is 0, and not NaN.
 CLOSED = -1e30
-# The precisions of the Triton kernel: in fp32 it would not fit into registers.
-HALF = (torch.bfloat16, torch.float16)
 _TRITON = importlib.util.find_spec("triton") is not None
 
 
@@ -23,7 +22,8 @@ def relation_kl_sum(q_s_TND: Tensor, k_s_TND: Tensor, q_t_TNE: Tensor, k_t_TNE: 
 
     The gradient p_s − p_t is formed in fp32, before anything is rounded to a lower precision.
     """
-    if _TRITON and q_s_TND.is_cuda and q_s_TND.dtype in HALF and segments.keys == segments.lengths:
+    # in fp32 the kernel would not fit into registers
+    if _TRITON and half.serves(q_s_TND) and segments.keys == segments.lengths:
         from etd_ds.kernels.relations import relation_kl
 
         with torch.no_grad():

@@ -20,7 +20,7 @@ def compiled(kernel, dtype: str, D: int, E: int, **options) -> dict[str, int]:
     """Registers and bytes of stack (spilled registers) of a thread, and of shared memory."""
     sizes = {"N": 12, "D": D, "E": E, "D2": relations._power(D), "E2": relations._power(E), "BLOCK": relations.BLOCK}
     constants = {**sizes, **options}
-    types = {"T": "i32", "edges": "*i32", "scale_s": "fp32", "scale_t": "fp32"}
+    types = {"T": "i32", "blocks": "i32", "edges": "*i32", "scale_s": "fp32", "scale_t": "fp32"}
     types |= dict.fromkeys(("q_s", "k_s", "q_t", "k_t"), f"*{dtype}")
     signature = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in kernel.arg_names}
     options = {"num_warps": relations.WARPS}

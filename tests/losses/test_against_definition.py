@@ -109,6 +109,17 @@ def test_terms_and_gradients_equal_the_definition(name, compat, gram_from, runs_
             torch.testing.assert_close(mine, literal, rtol=1e-8, atol=1e-11)
 
 
+@settings(max_examples=50, deadline=None)
+@given(lengths=st.lists(st.integers(1, 600), min_size=1, max_size=40))
+def test_padding_serves_every_token_once_and_wastes_at_most_as_much_again(lengths):
+    T = sum(lengths)
+    groups = list(forming._padded(Segments.packed(lengths), torch.device("cpu")))
+    for places in ("queries_X", "keys_X"):
+        found = torch.cat([getattr(group, places) for group in groups])
+        assert found[found < T].sort().values.tolist() == list(range(T))
+    assert len(found) < 2 * T + 16 * len(lengths)
+
+
 @pytest.mark.parametrize("loss", [scores.score_mse_sum, relations.relation_kl_sum])
 @pytest.mark.parametrize("block", [1, 50, 10**6])
 def test_blocks_do_not_change_the_result(loss, block, monkeypatch):
