@@ -29,6 +29,10 @@ class Curve(NamedTuple):
         """The loss after the last step."""
         return self.points[-1].loss
 
+    def cost(self, step: float) -> float:
+        """FLOPs up to a step, those before the first one too."""
+        return self.flops_before + step * self.flops_per_step
+
 
 def of_run(run: rundir.RunDir, *, mode: flops.Mode = "exact") -> Curve:
     """The curve in a run's events. Of a step that was measured twice (a resumed run) the later measurement counts."""
@@ -77,9 +81,6 @@ def share_to_reach(curve: Curve, target: float) -> float | None:
 
 
 def cost_to_reach(curve: Curve, other: Curve) -> float | None:
-    """FLOPs until `curve` is as good as `other` at its end, as a share of the cost of all of `other`'s steps."""
+    """FLOPs until `curve` is as good as `other` at its end, as a share of all of `other`'s."""
     share = share_to_reach(curve, other.final)
-    if share is None:
-        return None
-    whole = other.points[-1].step * other.flops_per_step
-    return (share * curve.points[-1].step * curve.flops_per_step + curve.flops_before) / whole
+    return None if share is None else curve.cost(share * curve.points[-1].step) / other.cost(other.points[-1].step)

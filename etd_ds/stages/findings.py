@@ -40,15 +40,15 @@ class Finished(_Data):
     objective: str
     curve: Curve
     paper_flops: float
-    """Of the whole run, counted as the paper does."""
+    """Of the whole training, counted as the paper does."""
     scores: dict[str, Summary]
     """Downstream, by task."""
     device: str
 
     @property
     def flops(self) -> float:
-        """Of the whole run, counted exactly."""
-        return self.curve.points[-1].step * self.curve.flops_per_step
+        """Of the whole run, a refit and a measured choice of layers too, counted exactly."""
+        return self.curve.cost(self.curve.points[-1].step)
 
 
 class Findings(_Data):

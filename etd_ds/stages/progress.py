@@ -25,8 +25,9 @@ def bar(*, quiet: bool = False) -> Report:
     def report(stage: str, done: int, total: int) -> None:
         if stage not in bars:
             bars[stage] = tqdm(total=total, desc=stage, file=sys.stderr, dynamic_ncols=True)
+        bars[stage].total = total  # of what is looked for, nobody knows the end before
         bars[stage].update(done - bars[stage].n)
         if done >= total:
-            bars[stage].close()
+            bars.pop(stage).close()  # the next student has the same stages
 
     return report

@@ -70,8 +70,9 @@ def summary(found: Findings) -> str:
 
 
 def _share(found: Findings, row: str, reach: str) -> str:
-    """In per cent of the other's compute, and in how many seeds where that is not all."""
-    shares = found.shares(row, reach)
+    """In per cent of the other's compute, and in how many seeds where that is not all; a dash if none has both."""
+    if not (shares := found.shares(row, reach)):
+        return "–"
     reached = [100 * share for share in shares if share is not None]
     seeds = "" if len(reached) == len(shares) else f" ({len(reached)} of {len(shares)})"
     return (_shown(reached, ".1f") + " %" if reached else "never") + seeds
@@ -287,14 +288,14 @@ def _draw(found: Findings, into: Path) -> list[Picture]:
         drawn = _rows_with_curves(found, figure.rows)
         if not drawn:
             continue
-        scaled: list[tuple[str, str, Callable[[Curve], float]]] = [
-            ("steps", "optimizer steps", lambda curve: 1.0),
-            ("flops", "FLOPs, teacher and student", lambda curve: curve.flops_per_step),
+        scaled: list[tuple[str, str, Callable[[Curve, int], float]]] = [
+            ("steps", "optimizer steps", lambda curve, step: step),
+            ("flops", "FLOPs, teacher and student", Curve.cost),
         ]
-        for kind, across, unit in scaled:
+        for kind, across, place in scaled:
             file = f"figure{number}-{kind}.svg"
             lines = {
-                name: [(step * unit(several[0]), loss) for step, loss in findings.average(several)]
+                name: [(place(several[0], step), loss) for step, loss in findings.average(several)]
                 for name, several in drawn.items()
             }
             plots.draw(into / file, lines, across=across)
