@@ -38,6 +38,9 @@ def _submit(commands: Any) -> None:
     parser.add_argument("--label", nargs="*", default=[], metavar="NAME:VALUE", help="labels to find the job by")
     parser.add_argument("--priority", type=int, help="higher ones start first, from -100 to 100")
     parser.add_argument("--webhook", metavar="URL", help="an https address that is told how the job ends")
+    parser.add_argument("--webhook-events", nargs="+", metavar="EVENT",
+                        help="what it is told of: running, paused, checkpoint, succeeded, failed, cancelled (default: "
+                             "the last three)")  # fmt: skip
     parser.add_argument("--async", action="store_true", dest="background",
                         help="do not wait for the extraction, which takes long with a new teacher or text")  # fmt: skip
     parser.add_argument("--watch", action="store_true", help="follow the job until it has ended")
@@ -47,9 +50,6 @@ def _submit(commands: Any) -> None:
 
 def _plan(commands: Any) -> None:
     parser = _client_parser(commands, "plan", "what a job would make and cost, without making anything", job=False)
-    parser.add_argument("--webhook-events", nargs="+", metavar="EVENT",
-                        help="what it is told of: running, paused, checkpoint, succeeded, failed, cancelled (default: "
-                             "the last three)")  # fmt: skip
     flags.add(parser)
 
 
