@@ -156,9 +156,10 @@ def serve(settings: Settings) -> None:
     """
     app = create_app(settings)
     if settings.host not in access.LOOPBACK and not app.state.context.keys.there_are():
+        place = "--database URL" if settings.database else f"--data-dir {settings.data_dir}"
         raise errors.EtdError(
             f"--host: {settings.host} is open to other machines, and no API key was made; make one with "
-            f"`etd-jobs keys create NAME --data-dir {settings.data_dir}`, or listen on 127.0.0.1",
+            f"`etd-jobs keys create NAME {place}`, or listen on 127.0.0.1",
             field="host",
             wanted="127.0.0.1, or an API key",
             got=settings.host,

@@ -112,8 +112,15 @@ class Database:
     """An engine with two kinds of transactions. May be used from any thread."""
 
     def __init__(self, url: str) -> None:
-        # an error that is logged must not show the values: addresses of webhooks, what they are signed with
-        self.engine = sa.create_engine(url, pool_pre_ping=True, pool_size=16, max_overflow=48, hide_parameters=True)
+        try:
+            # an error that is logged must not show the values: addresses of webhooks, what they are signed with
+            self.engine = sa.create_engine(url, pool_pre_ping=True, pool_size=16, max_overflow=48, hide_parameters=True)
+        except (sa.exc.ArgumentError, ImportError):
+            wanted = "sqlite:///FILE, or postgresql+psycopg://USER@HOST/NAME with `pip install 'etd-ds[postgres]'`"
+            got = f"{url.partition(':')[0]}:…"  # behind it may stand a password
+            raise errors.EtdError(
+                f"--database: wanted {wanted}, got {got}", field="database", wanted=wanted, got=got
+            ) from None
         self.sqlite = self.engine.dialect.name == "sqlite"
         if self.sqlite:
             _embed(self.engine)
@@ -140,7 +147,7 @@ class Database:
             return self.engine.connect()
         except sa.exc.OperationalError as error:
             url = self.engine.url.render_as_string(hide_password=True)
-            message = f"--database: wanted one that answers, got of {url}: {error.orig}"
+            message = f"--database: wanted one that answers, got {url}: {' '.join(str(error.orig).split())}"
             raise errors.EtdError(message, field="database", wanted="a database that answers", got=url) from None
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Mapping
@@ -124,8 +125,13 @@ def _named(one: dict[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
         return {"field": field, "message": f"{field}: required", "wanted": "a value"}
     if one["type"] == "json_invalid" or field is None:
         return {"field": None, "message": f"The body is not a JSON object: {one['msg']}", "wanted": "a JSON object"}
-    text = one["msg"].removeprefix("Value error, ")
-    return {"field": field, "message": f"{field}: {text}", "wanted": text, "got": shown(one.get("input"))}
+    return _told(field, one["msg"], one.get("input"))
+
+
+def _told(field: str, text: str, got: Any) -> dict[str, Any]:
+    text, got = text.removeprefix("Value error, "), shown(got)
+    message = f"{field}: {text}, got {json.dumps(got, ensure_ascii=False)}"
+    return {"field": field, "message": message, "wanted": text, "got": got}
 
 
 def shown(value: Any) -> Any:
@@ -168,10 +174,8 @@ def install(app: FastAPI) -> None:
         return Problem(error.status_code, code, str(error.detail), headers=headers).response()
 
     async def on_parameters(_: Request, error: RequestValidationError) -> JSONResponse:
-        named = [
-            {"field": str(one["loc"][-1]), "message": f"{one['loc'][-1]}: {one['msg']}", "got": shown(one.get("input"))}
-            for one in error.errors()[:20]
-        ]
+        # where it is: query, header or path; its name; and for one of several its number
+        named = [_told(str(one["loc"][:2][-1]), one["msg"], one.get("input")) for one in error.errors()[:20]]
         return Problem(422, "bad_input", "; ".join(str(one["message"]) for one in named), errors=named).response()
 
     async def on_disk(request: Request, error: OSError) -> JSONResponse:

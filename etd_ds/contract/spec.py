@@ -23,7 +23,7 @@ Refit = Literal["none", "projection", "outputs", "norms", "all"]
 
 def _no_bool(value: object) -> object:
     if isinstance(value, bool):
-        raise ValueError("wanted a number, got a boolean")
+        raise ValueError("wanted a number")
     return value
 
 

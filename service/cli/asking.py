@@ -8,6 +8,7 @@ from typing import Any
 
 from etd_ds.contract import flags
 from service.settings import environment
+from service.status import STATUSES
 
 
 def configure(commands: Any) -> None:
@@ -32,10 +33,18 @@ def _run(args: argparse.Namespace) -> int:
     return verbs.run(args)
 
 
+def _label(text: str) -> str:
+    name, colon, _ = text.partition(":")
+    if not (name and colon):
+        raise argparse.ArgumentTypeError(f"wanted NAME:VALUE, got {text!r}")
+    return text
+
+
 def _submit(commands: Any) -> None:
     parser = _client_parser(commands, "submit", "make a job of a spec, given as flags or as a JSON file", job=False)
     parser.add_argument("--file", type=Path, help="a JSON file with the spec; flags win over it")
-    parser.add_argument("--label", nargs="*", default=[], metavar="NAME:VALUE", help="labels to find the job by")
+    parser.add_argument("--label", nargs="*", type=_label, default=[], metavar="NAME:VALUE",
+                        help="labels to find the job by")  # fmt: skip
     parser.add_argument("--priority", type=int, help="higher ones start first, from -100 to 100")
     parser.add_argument("--webhook", metavar="URL", help="an https address that is told how the job ends")
     parser.add_argument("--webhook-events", nargs="+", metavar="EVENT",
@@ -55,8 +64,9 @@ def _plan(commands: Any) -> None:
 
 def _list(commands: Any) -> None:
     parser = _client_parser(commands, "list", "list jobs, the newest first", job=False)
-    parser.add_argument("--status", nargs="*", help="only jobs with one of these statuses")
-    parser.add_argument("--label", nargs="*", metavar="NAME:VALUE", help="only jobs with these labels")
+    parser.add_argument("--status", nargs="*", choices=STATUSES, metavar="STATUS",
+                        help=f"only jobs with one of these, of {', '.join(STATUSES)}")  # fmt: skip
+    parser.add_argument("--label", nargs="*", type=_label, metavar="NAME:VALUE", help="only jobs with these labels")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

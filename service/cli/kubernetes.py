@@ -6,16 +6,18 @@ import argparse
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from etd_ds.contract import errors, rundir
+from service.cli.working import number
 from service.executors.kubernetes_manifest import KubernetesOptions, render
 
 # (field of KubernetesOptions, type, placeholder, help)
-_FLAGS: tuple[tuple[str, type, str, str], ...] = (
+_FLAGS: tuple[tuple[str, Callable[[str], Any], str, str], ...] = (
     ("mount", Path, "DIR", "where the pods see the claim"),
     ("cache", Path, "DIR", "teachers and tokenized corpora, below --mount"),
     ("python", str, "PATH", "Python interpreter in the image"),
@@ -23,8 +25,8 @@ _FLAGS: tuple[tuple[str, type, str, str], ...] = (
     ("gpu_resource", str, "NAME", "what the cluster calls a GPU"),
     ("cpus", str, "N", "CPU cores of a pod"),
     ("memory", str, "SIZE", "memory of a pod, such as 64Gi"),
-    ("grace", int, "SECONDS", "how long an evicted pod may take to write its checkpoint"),
-    ("retries", int, "N", "how many failed pods of each node are replaced"),
+    ("grace", number(int), "SECONDS", "how long an evicted pod may take to write its checkpoint"),
+    ("retries", number(int), "N", "how many failed pods of each node are replaced"),
 )
 
 

@@ -27,6 +27,11 @@ def configure(commands: Any) -> None:
 def _run(args: argparse.Namespace) -> int:
     bucket = Bucket(args.artifacts)
     settings = Settings(data_dir=args.data_dir.resolve(), database=args.database)
+    if not args.database and not (settings.data_dir / "service.db").is_file():
+        wanted = "the server's database in it, brought back before"
+        raise errors.EtdError(
+            f"--data-dir: wanted {wanted}, got {settings.data_dir} without a service.db", wanted=wanted
+        )
     database = Database(settings.database_url)
     settings.prepare()
     database.create()

@@ -37,7 +37,7 @@ def _serve(commands: Any) -> None:
     parser.add_argument("--artifacts", default=environment("ARTIFACTS"), metavar="s3://BUCKET/PREFIX",
                         help="publish students and checkpoints there (default: $ETD_JOBS_ARTIFACTS, or nowhere); "
                              "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, … say where and who as for any client")  # fmt: skip
-    parser.add_argument("--redirect", type=int, default=0, metavar="SECONDS",
+    parser.add_argument("--redirect", type=working.number(int), default=0, metavar="SECONDS",
                         help="send clients that fetch one file to the bucket, by an address that is valid so long "
                              "(default: 0, files are sent from here)")  # fmt: skip
     parser.add_argument("--webhook-host", action="append", default=[], metavar="HOST",
@@ -61,6 +61,10 @@ def _run_server(args: argparse.Namespace) -> int:
     from service import app  # the client's commands need no web framework
 
     working.set_up_log(args)
+    if not 0 <= args.port <= 65535:
+        raise errors.EtdError(f"--port: wanted 0 to 65535, got {args.port}", field="port", got=args.port)
+    if args.redirect and not args.artifacts:
+        raise errors.EtdError("--redirect: wanted only together with --artifacts", field="redirect")
     slurm = slurm_flags.read(args)
     mine = working.read_flags(args, slurm=slurm)
     if args.no_executor:
@@ -136,14 +140,19 @@ def _keys(commands: Any) -> None:
     revoke.add_argument("key", help="its id, from the list")
     revoke.set_defaults(run=_run_revoke_key)
     for verb in (create, listing, revoke):
-        verb.add_argument("--data-dir", type=Path, metavar="DIR", default=Path(), help="the server's data folder")
-        verb.add_argument("--database", default=environment("DATABASE"), metavar="URL", help="or its database")
+        verb.add_argument("--data-dir", type=Path, metavar="DIR", help="the server's data folder")
+        verb.add_argument("--database", default=environment("DATABASE"), metavar="URL",
+                          help="or its database (default: $ETD_JOBS_DATABASE)")  # fmt: skip
 
 
 def _open_keys(args: argparse.Namespace) -> Keys:
-    if not args.database and not args.data_dir.is_dir():
-        args.data_dir.mkdir(parents=True)
-    database = Database(Settings(data_dir=args.data_dir.resolve(), database=args.database).database_url)
+    if args.data_dir is None and not args.database:
+        wanted = "--data-dir or --database, of the server whose keys they are"
+        raise errors.EtdError(f"keys: wanted {wanted}, got neither", wanted=wanted)
+    folder = (args.data_dir or Path()).resolve()
+    if not args.database and args.verb != "create" and not folder.is_dir():
+        raise errors.EtdError(f"--data-dir: wanted a server's data folder, got {folder}, which is not there")
+    database = Database(Settings(data_dir=folder, database=args.database).database_url)
     database.create()
     return Keys(database)
 

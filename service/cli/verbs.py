@@ -42,8 +42,9 @@ def _submit(args: argparse.Namespace) -> int:
     request = _read(args.file) if args.file else {}
     beside = ("priority", "webhook", "webhook_events")
     request |= {name: getattr(args, name) for name in beside if getattr(args, name) is not None}
-    if args.label:
-        request["labels"] = {**request.get("labels", {}), **dict(one.partition(":")[::2] for one in args.label)}
+    labels = request.get("labels", {})
+    if args.label and isinstance(labels, dict):
+        request["labels"] = labels | dict(one.partition(":")[::2] for one in args.label)
     job = flags.parse({name: one for name, one in request.items() if name in _FIELDS} | flags.given(args))
     request |= job.model_dump(mode="json", exclude_unset=True)  # what is no field of a spec is for the service to judge
     with _client(args) as client:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import re
 import shlex
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         ("backoff", float, "seconds before the first such start; doubles each time"),
         ("together", int, "jobs of a tenant that agree in teacher, text and schedule and may share one trainer"),
     )
-    parser.add_argument("--lost-after", type=float, default=300.0, metavar="X",
+    parser.add_argument("--lost-after", type=number(float), default=300.0, metavar="X",
                         help="with PostgreSQL: seconds of silence after which this worker's jobs move to others; after "
                              "half of them its trainers save and leave; 0: never (default: %(default)s)")  # fmt: skip
     parser.add_argument("--retry-killed", action="store_true", help="treat killed trainers like lost ones")
@@ -64,7 +66,24 @@ def add_settings(parser: argparse.ArgumentParser, *flags: tuple[str, type, str])
     """Flags (name, type, what it is) of settings that have a default."""
     for name, kind, text in flags:
         default = Settings.__dataclass_fields__[name.replace("-", "_")].default
-        parser.add_argument(f"--{name}", type=kind, default=default, metavar="X", help=f"{text} (default: %(default)s)")
+        shown = f"{text} (default: %(default)s)"
+        parser.add_argument(f"--{name}", type=number(kind), default=default, metavar="X", help=shown)
+
+
+def number(kind: type) -> Callable[[str], Any]:
+    """What reads a flag that counts or measures something: a number from 0 on."""
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = -1
+        if not 0 <= value < math.inf:
+            wanted = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"wanted {wanted} from 0 on, got {text!r}")
+        return value
+
+    return read
 
 
 def read_flags(args: argparse.Namespace, *, slurm: SlurmOptions | None = None) -> dict[str, Any]:

@@ -54,6 +54,11 @@ def read(args: argparse.Namespace) -> SlurmOptions | None:
             flag = "--slurm-" + next(iter(given)).replace("_", "-")
             raise errors.EtdError(f"{flag}: wanted only together with --slurm", wanted="--slurm")
         return None
+    for name, value in given.items():
+        least = 1 if name in ("nodes", "gpus_per_node") else 0
+        if isinstance(value, int | float) and value < least:
+            flag = "--slurm-" + name.replace("_", "-")
+            raise errors.EtdError(f"{flag}: wanted {least} or more, got {value}", wanted=f"{least} or more", got=value)
     options = SlurmOptions(cpu=args.cpu, **given)
     if options.time_minutes and options.time_minutes * 60 <= options.warning:
         wanted = f"more than the {options.warning} s of --slurm-warning"

@@ -77,6 +77,8 @@ def test_a_file_may_hold_whatever_a_request_may(server: Server, say, tmp_path):
     submit = ("submit", "--file", str(file), "--url", server.url, "--quiet")
     job = server.client.get(say(*submit, "--label", "c:e")[1].strip())
     assert (job["labels"], job["priority"]) == ({"a": "b", "c": "e"}, 7)
+    file.write_text(json.dumps(asked | {"labels": ["a"]}))
+    assert "labels: Input should be an object" in say(*submit, "--label", "c:e")[2]
     file.write_text(json.dumps(asked | {"colour": "red"}))
     code, _, err = say(*submit)
     assert (code, "colour: no such field" in err) == (2, True)
@@ -86,6 +88,36 @@ def test_a_file_may_hold_whatever_a_request_may(server: Server, say, tmp_path):
     file.unlink()
     assert say(*submit)[0] == 2
     assert say("list", "--url", "http://[::1")[0] == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["serve --data-dir d --port 99999", "serve --data-dir d --redirect 60", "keys create me", "keys list --data-dir d"],
+)
+def test_what_cannot_be_is_refused_before_anything_is_made(tmp_path, monkeypatch, say, words):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = say(*words.split())
+    assert (code, "wanted" in err) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words", ["serve --data-dir d --quota -1", "serve --data-dir d --grace soon", "list --label a", "list --status new"]
+)
+def test_a_flag_that_cannot_be_read_is_named(capsys, words):
+    with pytest.raises(SystemExit, match="2"):
+        main(words.split())
+    *_, flag, got = words.split()
+    said = capsys.readouterr().err
+    assert f"argument {flag}: " in said
+    assert repr(got) in said
+
+
+def test_a_database_that_is_none_is_named_without_what_may_be_secret(tmp_path, say):
+    for url in ("nonsense", "nosuchdb://me:secret@host/etd"):
+        code, _, err = say("keys", "list", "--database", url)
+        assert (code, "secret" in err) == (2, False)
+        assert f"got {url.partition(':')[0]}" in err
 
 
 def test_a_key_is_about_its_tenant_alone_unless_more_is_asked_for(tmp_path, say):

@@ -115,6 +115,12 @@ def test_a_plan_makes_nothing(http):
     assert http.get("/jobs").json() == before
 
 
+@pytest.mark.parametrize(("name", "got"), [("status", "done"), ("limit", "0"), ("label", "a")])
+def test_a_bad_parameter_is_named(http, name, got):
+    (error,) = http.get(f"/jobs?{name}={got}").json()["errors"]
+    assert (error["field"], error["got"]) == (name, got)
+
+
 def test_missing_fields_are_all_named(http):
     answer = http.post("/jobs", json={})
     assert {error["field"] for error in answer.json()["errors"]} == {"layers", "hidden"}

@@ -20,7 +20,7 @@ def test_every_flag_on_the_page_is_one_of_ours(capsys):
             main([command, "--help"])
     known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
     foreign = {"--help", "--profile", "--mem", "--rm", "--format", "--file", "--dbname"}  # docker, sbatch, PostgreSQL
-    foreign |= {"--from-literal", "--restart", "--env"}  # kubectl
+    foreign |= {"--build-arg", "--from-literal", "--restart", "--env"}  # docker, kubectl
     assert set(re.findall(r"--[a-z][a-z-]+", PAGE.replace(OF_THE_TRAINER, ""))) - foreign <= known
 
 

@@ -23,6 +23,8 @@ def test_without_the_first_flag_there_is_no_cluster():
     assert read() is None
     with pytest.raises(errors.EtdError, match="--slurm-nodes: wanted only together with --slurm"):
         read("--slurm-nodes", "2")
+    with pytest.raises(errors.EtdError, match="--slurm-nodes: wanted 1 or more, got 0"):
+        read("--slurm", "--slurm-nodes", "0")
 
 
 def test_every_option_has_a_flag_and_the_defaults_are_the_settings():
