@@ -16,7 +16,9 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from etd_ds.contract import errors, launch
+import torch
+
+from etd_ds.contract import errors, launch, spec
 from etd_ds.evaluate import door, tasks
 from etd_ds.stages import progress
 from etd_ds.stages.extract import check, extract
@@ -56,8 +58,10 @@ class Workshop:
         """All that is missing. Raises `TrainingError` at the end, naming what failed; the rest is done by then."""
         cast = members(self.out, asked)
         jobs = [asked.job(member) for member in cast]
-        for job in jobs:
+        for member, job in zip(cast, jobs, strict=True):
             check(job, self.cache)
+            if member.run.read_result() is None:
+                self._check_room(job)
         at = asked.recipes.scales[asked.scale]
         chosen = at.tasks if self.tasks is None else self.tasks
         for task in tasks.named(list(chosen)):
@@ -69,6 +73,7 @@ class Workshop:
             if not member.run.plan.exists():
                 self.tell(f"extract {number}/{len(cast)}: {_name([member])}")
                 extract(member.run, cache=self.cache, report=self.report)
+        torch.cuda.empty_cache()  # the trainers need what extraction took; without a GPU this does nothing
         failed = self._all([(f"distill {_name(group)}", partial(self._train, group)) for group in self._groups(cast)])
         if chosen:
             argv = [*at.evaluate.argv(), "--task", *chosen, *(["--data", str(self.data)] if self.data else [])]
@@ -99,8 +104,8 @@ class Workshop:
     def _train(self, group: Sequence[Member], slot: int) -> str | None:
         first, *others = (member.run for member in group)
         job = first.read_job()
-        devices = range(slot * job.gpus, (slot + 1) * job.gpus) if _gpus() and self.slots > 1 else None
-        argv = launch.train_argv(first, job, cache=self.cache, devices=devices, together=others)
+        devices = self._devices(slot, job.gpus)
+        argv = launch.train_argv(first, job, cache=self.cache, devices=devices or None, together=others)
         code = self._run(argv, first.log, ranks=job.gpus)
         if code == launch.EXIT_DONE and all(member.run.read_result() for member in group):
             return None
@@ -122,9 +127,31 @@ class Workshop:
         out.mkdir(parents=True, exist_ok=True)
         argv = [sys.executable, "-m", "etd_ds.cli", "evaluate", "--model", model, "--out", str(out)]
         argv += ["--cache", str(self.cache), "--quiet", *more]
-        one = {"CUDA_VISIBLE_DEVICES": str(slot)} if _gpus() and self.slots > 1 else {}
+        device = self._devices(slot, 1)
+        one = {"CUDA_VISIBLE_DEVICES": str(device[0])} if device else {}
         code = self._run(argv, out / "log.txt", ranks=1, more=one)
         return None if code == 0 else f"scoring {model} (exit code {code}, {out / 'log.txt'})"
+
+    # ---------------------------------------------------------------- GPUs
+
+    def _devices(self, slot: int, count: int) -> list[int]:
+        """So many GPUs of a slot's own; none where there are none."""
+        gpus = _gpus()
+        first = slot * len(gpus) // self.slots
+        return gpus[first : first + count]
+
+    def _check_room(self, job: spec.JobSpec) -> None:
+        """Raise `EtdError` for a run that no slot can take."""
+        if job.nodes > 1:
+            raise errors.EtdError(f"nodes: wanted 1, as all is run on this machine, got {job.nodes}", field="nodes")
+        if (gpus := _gpus()) and job.gpus > (share := len(gpus) // self.slots):
+            raise errors.HardwareError(
+                f"gpus: a run wants {job.gpus}, each of {self.slots} slots has {share} of the {len(gpus)} GPUs here; "
+                "give fewer --slots, or fewer gpus in recipes of your own",
+                field="gpus",
+                wanted=share,
+                got=job.gpus,
+            )
 
     # ---------------------------------------------------------------- commands
 
@@ -199,7 +226,15 @@ def _seed(member: Member) -> list[str]:
     return ["--seeds", str(member.seed)]
 
 
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
+def _gpus() -> list[int]:
+    """Numbers of the GPUs that are this command's: the launcher takes them from 0 on if it is told of none."""
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not count or named is None:
+        return list(range(count))
+    try:
+        return [int(number) for number in named.split(",")][:count]
+    except ValueError:
+        raise errors.HardwareError(
+            f"CUDA_VISIBLE_DEVICES: wanted numbers, which are all that the deepspeed launcher knows, got {named}"
+        ) from None
