@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from etd_ds.bert.encoder import Packed
+from etd_ds.contract import errors
 from etd_ds.data.batch import Batch, collate
 from etd_ds.data.corpus import Row
 from etd_ds.distill import inputs
@@ -78,7 +79,15 @@ class Loop:
             patience = max(LEAST, LONGEST_STEPS * longest) if longest else FIRST_STEP
             faulthandler.dump_traceback_later(patience, exit=True)
             started = time.monotonic()
-            stopping = self._step(step)
+            try:
+                stopping = self._step(step)
+            except torch.OutOfMemoryError as error:
+                raise errors.HardwareError(
+                    f"micro_batch_size: {self.micro} sequences of up to {self.seq_length} tokens in one pass did not "
+                    f"fit into the GPU's memory at step {step + 1}; give fewer ({str(error).splitlines()[0]})",
+                    field="micro_batch_size",
+                    got=self.micro,
+                ) from error
             step += 1
             longest = max(longest, time.monotonic() - started)
             # validation and saving may take far longer than a step

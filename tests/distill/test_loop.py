@@ -3,6 +3,10 @@
 import faulthandler
 from types import SimpleNamespace
 
+import pytest
+import torch
+
+from etd_ds.contract import errors
 from etd_ds.distill import loop
 from etd_ds.engine.checkpoint import Progress
 
@@ -21,3 +25,20 @@ def test_only_steps_are_hurried_by_the_watchdog(monkeypatch):
     assert patience["validate"] == [loop.FIRST_STEP] * 4
     assert patience["save"] == [loop.FIRST_STEP] * 3
     assert not armed
+
+
+def test_a_gpu_that_is_too_small_is_said_with_the_cure(monkeypatch):
+    def too_much(_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nSee the documentation")
+
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda *_, **__: None)
+    unused = dict.fromkeys(("pad_to", "ranks", "stream", "validation"))
+    one = loop.Loop(
+        [SimpleNamespace(progress=Progress(step=4))], loop.Rhythm(9, 1, 1), micro=64, seq_length=512, guide=too_much,
+        stop=SimpleNamespace(step=4), **unused,
+    )  # fmt: skip
+    monkeypatch.setattr(loop.Loop, "_step", lambda self, step: self.guide(step))
+    with pytest.raises(
+        errors.HardwareError, match=r"micro_batch_size: 64 .* at step 5; .*Tried to allocate 9 GiB\.\)$"
+    ):
+        one.run()
