@@ -24,7 +24,7 @@ from etd_ds.distill.learner import Learner
 from etd_ds.distill.loop import Loop, Rhythm
 from etd_ds.distill.module import Distiller, Guide
 from etd_ds.distill.stopping import Stop
-from etd_ds.engine import checkpoint, config, runtime
+from etd_ds.engine import adam, checkpoint, config, runtime
 from etd_ds.engine.ranks import Ranks, hardware, leave
 from etd_ds.engine.runtime import Engine
 from etd_ds.engine.sharded import sharded
@@ -205,6 +205,8 @@ class Trainer:
         job, ranks = self.job, self.ranks
         teacher = bert_checkpoint.load_encoder(self._teacher.folder, dtype=DTYPES[self.settings.precision])
         distillers = [self._distiller(seat, teacher.config) for seat in seats]
+        if hardware().compiler:
+            adam.load(self.settings.ds_config)
         # the engines below are made by collectives, and one machine may take long to read its models
         ranks.meet("models")
         objectives = [distiller.objective for distiller in distillers]
