@@ -23,10 +23,10 @@ class Affine(NamedTuple):
 
 
 def affine(x_TF: Tensor, y_TG: Tensor, *, ridge: float = RIDGE) -> Affine:
-    """Ridge regression of `y_TG` on `x_TF` with a free intercept: argmin |xWᵀ + b − y|² + λ|W|².
+    """Ridge regression of `y_TG` on `x_TF` with a free intercept: argmin |xWᵀ + b − y|² / T + λ|W|².
 
-    λ is `ridge` times what the features' variances are on average, so it does not depend on their scale. Solved in
-    fp64; the answer has the features' dtype.
+    λ is `ridge` times what the features' variances are on average, so it depends neither on their scale nor on T.
+    Solved in fp64; the answer has the features' dtype.
     """
     x_F, y_G = x_TF.mean(0), y_TG.mean(0)
     centred_TF = x_TF - x_F

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import safetensors
 import safetensors.torch
 import torch
 import torch.nn.functional as F
@@ -181,8 +182,11 @@ def write(projection: Affine, path: Path) -> None:
 
 
 def read(run: rundir.RunDir) -> Affine | None:
-    """A run's fitted projection, if it has one."""
+    """A run's fitted projection, if it has one. Raises `RunFolderError` if it is damaged."""
     if not run.projection.exists():
         return None
-    found = safetensors.torch.load_file(run.projection)
-    return Affine(found["weight"], found["bias"])
+    try:
+        found = safetensors.torch.load_file(run.projection)
+        return Affine(found["weight"], found["bias"])
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise errors.RunFolderError(f"{run.projection} is damaged ({error}); extract the student again") from None

@@ -246,6 +246,15 @@ def test_a_refit_student_starts_nearer_to_its_teacher(tmp_path, objective):
     assert losses[1] < 0.8 * losses[0]  # at its real size of text it comes nearer
 
 
+def test_a_damaged_projection_is_refused_with_the_cure(tmp_path):
+    run = rundir.RunDir(tmp_path)
+    assert calibrate.read(run) is None
+    run.init.mkdir()
+    run.projection.write_bytes(b"no tensors at all")
+    with pytest.raises(errors.RunFolderError, match=r"projection.safetensors is damaged .*; extract the student again"):
+        calibrate.read(run)
+
+
 def held_out_loss(run: rundir.RunDir, objective: str) -> float:
     """Of the embedded teacher's student as a trainer would begin with it, on text that no refit sees."""
     teacher = checkpoint.load_encoder(teachers.embedded_folder())
