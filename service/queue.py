@@ -133,7 +133,8 @@ class Queue:
         with self._database.write() as connection:
             mine = slots.c.worker == name
             # locked, or another of its schedulers might claim a job for slots that are about to go
-            if any(connection.scalars(self._database.locked(sa.select(slots.c.job).where(mine)))):
+            held = sa.select(slots.c.job).where(mine).order_by(slots.c.id)
+            if any(connection.scalars(self._database.locked(held))):
                 return False
             connection.execute(slots.delete().where(mine))
             connection.execute(workers.delete().where(workers.c.name == name))

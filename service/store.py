@@ -139,7 +139,7 @@ class Store:
             return [of_row(row) for row in connection.execute(query).mappings()]
 
     def ask(self, job_id: str, wish: Wish, *, extracted: bool = True) -> Job | None:
-        """Note a wish and what follows from it at once; the job afterwards, or `None` if it is not allowed now.
+        """Note a wish and what follows from it at once; the job afterwards, or `None` if it is not allowed or gone.
 
         `extracted`: the job has its initial student.
         """
@@ -147,8 +147,10 @@ class Store:
             row = (
                 connection.execute(self._database.locked(sa.select(*COLUMNS).where(jobs.c.id == job_id)))
                 .mappings()
-                .one()
+                .first()
             )
+            if row is None:
+                return None
             job = of_row(row)
             if job.status not in statuses.ALLOWED[wish]:
                 return None

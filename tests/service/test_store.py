@@ -67,6 +67,7 @@ def test_wishes(store):
     assert store.ask("a", "cancel").wish == "cancel"
     assert store.ask("a", "pause").wish == "cancel", "a cancel is not taken back"
     assert store.ask("a", "retry") is None
+    assert store.ask("deleted", "cancel") is None
 
 
 def test_a_request_key_is_used_once_a_tenant(store):
