@@ -47,7 +47,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     prepare.add_argument("--seed", type=int, default=0, help="of the pairs (default: %(default)s)")
     prepare.add_argument("--workers", type=int, metavar="N", help="processes (default: from the cores and the text)")
     prepare.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
-    prepare.add_argument("--cache", type=Path, default=launch.default_cache(), metavar="DIR", help="of hub teachers")
+    prepare.add_argument(
+        "--cache",
+        type=Path,
+        default=launch.default_cache(),
+        metavar="DIR",
+        help="of hub teachers (default: %(default)s)",
+    )
     prepare.add_argument("--quiet", action="store_true", help="no progress bar")
     inspect = verbs.add_parser("inspect", help="show what a prepared folder holds")
     inspect.add_argument("folder", type=Path, metavar="DIR")

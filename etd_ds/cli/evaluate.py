@@ -22,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     from etd_ds.evaluate import tasks
 
     names = ", ".join([*tasks.TASKS, *tasks.GROUPS])
-    parser.add_argument("--model", default=teachers.EMBEDDED, help="'embedded', a hub id or a folder (%(default)s)")
+    parser.add_argument("--model", default=teachers.EMBEDDED, help="a hub id or a folder (default: %(default)s)")
     parser.add_argument(
         "--task", required=True, nargs="+", metavar="NAME", help=f"one or more of {names}; the last three are groups"
     )

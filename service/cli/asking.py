@@ -22,7 +22,7 @@ def _client_parser(commands: Any, name: str, text: str, *, job: bool = True) -> 
     if job:
         parser.add_argument("job", help="the job's id")
     parser.add_argument("--url", default=environment("URL", "http://127.0.0.1:8000"),
-                        help="the service (default: $ETD_JOBS_URL or %(default)s)")  # fmt: skip
+                        help="the service (default: $ETD_JOBS_URL or %(default)s; key: $ETD_JOBS_KEY)")  # fmt: skip
     parser.set_defaults(run=_run)
     return parser
 

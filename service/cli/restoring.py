@@ -18,9 +18,10 @@ def configure(commands: Any) -> None:
     text = "bring back the run folders that the database knows and the data folder lacks, before a server starts"
     parser = commands.add_parser("restore", help=text, description=text)
     parser.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="the server's data folder")
-    parser.add_argument("--database", default=environment("DATABASE"), metavar="URL", help="the server's database")
+    parser.add_argument("--database", default=environment("DATABASE"), metavar="URL",
+                        help="the server's database (default: $ETD_JOBS_DATABASE, or the folder's SQLite)")  # fmt: skip
     parser.add_argument("--artifacts", default=environment("ARTIFACTS"), metavar="s3://BUCKET/PREFIX",
-                        help="where the server published them")  # fmt: skip
+                        help="where the server published them (default: $ETD_JOBS_ARTIFACTS)")  # fmt: skip
     parser.set_defaults(run=_run)
 
 
