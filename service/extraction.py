@@ -177,6 +177,7 @@ class Extractor:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            errors="replace",
         )
         self._said = queue.Queue()
         self._ready.clear()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from etd_ds.contract import errors, launch, rundir
+from etd_ds.contract import launch, rundir
 from service import status, tail, tracing
 from service.executors import Executor
 from service.queue import RENEWED, Outcome, Queue, Trainer
@@ -153,14 +153,14 @@ class Scheduler:
         """One trainer's trouble holds up no other; one whose run folders are gone or damaged has failed."""
         try:
             yield
-        except (OSError, errors.EtdError) as error:
+        except (OSError, ValueError) as error:
             if is_full(error):
                 raise
             log.exception("%s cannot be looked after", trainer.id, extra={"job": trainer.id})
             gone = not all((self._settings.runs / job.id).is_dir() for job in trainer.jobs)
             gone = gone and self._settings.server_lock.exists()  # else the whole data folder is away
-            if gone or isinstance(error, errors.EtdError):
-                words = "Its run folder is gone." if gone else str(error)
+            if gone or isinstance(error, ValueError):
+                words = "Its run folder is gone." if gone else "It cannot be run; the server's log says why."
                 self._settle(trainer, [status.Seen(refused=True, words=words)] * len(trainer.jobs))
 
     def _reconcile(self, executor: Executor, trainer: Trainer, since: float) -> None:

@@ -93,13 +93,15 @@ def _pod(options: KubernetesOptions, run: rundir.RunDir, job: spec.JobSpec) -> d
         "volumeMounts": [{"name": key, "mountPath": path} for key, path in places.items()],
     }
     user = {"runAsNonRoot": True, "runAsUser": _USER, "runAsGroup": _USER, "fsGroup": _USER}
+    # else each start goes through all files of the volume
+    shared = {"fsGroupChangePolicy": "OnRootMismatch"}
     return {
         "restartPolicy": "Never",
         **({"subdomain": run.root.name} if job.nodes > 1 else {}),
         "terminationGracePeriodSeconds": options.grace,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": {**user, "seccompProfile": {"type": "RuntimeDefault"}},
+        "securityContext": {**user, **shared, "seccompProfile": {"type": "RuntimeDefault"}},
         "containers": [container],
         "volumes": [
             {"name": "data", "persistentVolumeClaim": {"claimName": options.claim}},

@@ -138,7 +138,6 @@ def _supervised(folder: Path) -> bool:
 
 def _exit_code(record: Path) -> int | None:
     try:
-        text = record.read_text().strip()
-    except FileNotFoundError:
+        return int(json.loads(record.read_text())["code"])
+    except (FileNotFoundError, ValueError):  # it is blank until there is a code
         return None
-    return int(json.loads(text)["code"]) if text else None

@@ -106,6 +106,7 @@ def _run(*command: str, given: str | None = None) -> str:
             stdin=subprocess.DEVNULL if given is None else None,
             capture_output=True,
             text=True,
+            errors="replace",  # other jobs of this user may have any name
             timeout=TIMEOUT,
             env=env,
         )

@@ -185,6 +185,12 @@ def test_many_jobs_are_seen_with_one_look(fake):
     assert len(fake.calls("squeue")) == 1
 
 
+def test_other_jobs_of_the_user_may_have_any_name(fake):
+    fake.executor.start(["job-1"], 1, ())
+    (fake.root / "queue").write_bytes(row("RUNNING").encode() + b"\n8|RUNNING|None|n1|\xe9t\xe9|\n")
+    assert fake.executor.look("job-1", 1) == Seen(started=True, alive=True)
+
+
 def test_stopping_asks_the_ranks_and_then_the_cluster(fake):
     fake.executor.start(["job-1"], 1, ())
     fake.queue(row("PENDING"))
