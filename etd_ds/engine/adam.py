@@ -9,18 +9,25 @@ from pathlib import Path
 from typing import Any
 
 
+def compiled() -> bool:
+    """Whether DeepSpeed was installed with both compiled for this accelerator, as in docker/trainer.Dockerfile."""
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.git_version_info import accelerator_name, installed_ops
+
+    return accelerator_name == get_accelerator()._name and all(map(installed_ops.get, ("fused_adam", "cpu_adam")))
+
+
 def load(config: Mapping[str, Any]) -> None:
     """Have FusedAdam, or CPUAdam where a config offloads it, compiled; that takes a minute or two, once a machine.
 
     One machine may take longer than another, and a collective waits for less.
     """
-    from deepspeed.git_version_info import installed_ops
     from deepspeed.ops.op_builder import CPUAdamBuilder, FusedAdamBuilder
     from torch.utils import cpp_extension
 
     offload = config.get("zero_optimization", {}).get("offload_optimizer") or {}
     builder = FusedAdamBuilder() if offload.get("device", "none") == "none" else CPUAdamBuilder()
-    if not installed_ops.get(builder.name):
+    if not compiled():
         with turn(Path(cpp_extension._get_build_directory(builder.name, verbose=False))):
             builder.load(verbose=False)
 

@@ -56,7 +56,7 @@ class Hardware:
     bf16: bool
     fp16: bool
     compiler: bool = False
-    """Whether DeepSpeed can compile its CUDA operators here."""
+    """Whether DeepSpeed's own Adams are compiled, or can be here."""
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -9,12 +9,14 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from etd_ds.contract import errors
+from etd_ds.engine import adam
 from etd_ds.engine.config import Hardware
 
 # A peer that is silent for so long is gone: torch's own default is half an hour. A cut link is known within a minute.
@@ -95,15 +97,16 @@ def _wait(condition: Callable[[], bool], limit: datetime.timedelta | None) -> No
 def hardware() -> Hardware:
     """What this machine can compute in."""
     if not torch.cuda.is_available():
-        return Hardware("cpu", bf16=True, fp16=False)
-    from torch.utils import cpp_extension
+        return Hardware("cpu", bf16=True, fp16=False, compiler=adam.compiled())
+    from torch.utils.cpp_extension import CUDA_HOME
 
     # half-precision arithmetic came with compute capability 5.3, but is of use from tensor cores on
     return Hardware(
         "cuda",
         bf16=torch.cuda.is_bf16_supported(including_emulation=False),
         fp16=torch.cuda.get_device_capability() >= (7, 0),
-        compiler=cpp_extension.CUDA_HOME is not None,
+        # of a CUDA that is only for running programs there is a home too
+        compiler=adam.compiled() or (CUDA_HOME is not None and (Path(CUDA_HOME) / "bin" / "nvcc").is_file()),
     )
 
 

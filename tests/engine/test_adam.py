@@ -2,7 +2,19 @@
 
 import threading
 
-from etd_ds.engine import adam
+import pytest
+import torch
+from deepspeed import git_version_info
+
+from etd_ds.engine import adam, ranks
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs there may be a compiler")
+@pytest.mark.parametrize(("accelerator", "cpu_adam", "own"), [("cpu", 1, True), ("cpu", 0, False), ("cuda", 1, False)])
+def test_they_are_taken_if_both_were_compiled_for_this_accelerator(monkeypatch, accelerator, cpu_adam, own):
+    monkeypatch.setattr(git_version_info, "accelerator_name", accelerator)
+    monkeypatch.setattr(git_version_info, "installed_ops", {"fused_adam": 1, "cpu_adam": cpu_adam})
+    assert ranks.hardware().compiler is own
 
 
 def test_a_lock_that_a_killed_build_left_behind_is_not_waited_for(tmp_path):
