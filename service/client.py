@@ -144,7 +144,7 @@ class Client:
         return self._checked(self._http.get(f"/v1/jobs/{job_id}/log", params={"lines": lines})).text
 
     def follow_log(self, job_id: str, lines: int = 20) -> Iterator[str]:
-        """The last lines, and those to come until the job has ended."""
+        """The last lines, and those to come until the job has ended. Raises `ServiceError` if it was cut off before."""
         with self._http.stream(
             "GET", f"/v1/jobs/{job_id}/log", params={"lines": lines, "follow": True}, timeout=None
         ) as response:
@@ -152,6 +152,8 @@ class Client:
                 response.read()
                 self._checked(response)
             yield from _lines(response)
+        if self.get(job_id)["status"] not in ENDED:
+            raise ServiceError(0, {"detail": f"the log was cut off, and {job_id} goes on; ask for it again"})
 
     def events(self, job_id: str, after: int | None = None) -> Iterator[dict[str, Any]]:
         """Events from offset `after` on until the job has ended, each with its `id`; connects anew when cut off."""

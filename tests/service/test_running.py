@@ -8,6 +8,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import httpx
 import pytest
 from server_process import slots, until
 
@@ -139,7 +140,11 @@ def test_a_server_asked_to_go_ends_streams_and_lets_jobs_run(server):
     job = running(server)
     watching = server.client.events(job["id"])
     next(watching)
+    log = server.client.follow_log(job["id"])
+    next(log)
     assert "Traceback" not in server.end(signal.SIGTERM)
+    with pytest.raises(httpx.TransportError):  # it is no whole log, and nobody is there to ask why
+        list(log)
     assert server.process.returncode == -signal.SIGTERM
     assert all(lives(pid) for pid in ranks(server, job))
     server.behave("go", "")
