@@ -300,12 +300,14 @@ def write(
 def save_student(folder: Path, *, init: Path, encoder: Mapping[str, Tensor], card: str | None = None) -> None:
     """Fill an existing empty folder with `init`'s files, its encoder replaced by trained parameters.
 
-    `encoder` maps the names of `BertModel.state_dict()` to tensors. Heads stay as extracted; a decoder stays tied.
+    `encoder` maps names of `BertModel.state_dict()` to tensors. What it lacks stays as extracted, and so do heads; a
+    decoder stays tied.
     """
     weights = read_weights(init)
     for name, axis_names in axes.table(shape.from_config(read_config(init)).layers, frozenset()):
-        assert encoder[name].dim() == len(axis_names), name
-        weights.state[name] = encoder[name]
+        if name in encoder:
+            assert encoder[name].dim() == len(axis_names), name
+            weights.state[name] = encoder[name]
     for name in rundir.STUDENT_FILES:
         if name != WEIGHTS:
             shutil.copyfile(init / name, folder / name)

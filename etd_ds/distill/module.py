@@ -90,6 +90,6 @@ class Guide(nn.Module):
 
 
 def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The student's own parameters, by `BertModel`'s names, from the engine's gathered state."""
+    """The student's parameters that learned, by `BertModel`'s names, from the engine's gathered state."""
     prefix = "parameter.bert."
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -109,18 +109,19 @@ class Engine:
         return Update(math.nan if skipped else None if norm is None else float(norm), before, exhausted)
 
     def gather(self) -> dict[str, Tensor]:
-        """The whole state in fp32, on the CPU of rank 0 (empty elsewhere): parameters and Adam's moments by name."""
+        """The whole state in fp32, on the CPU of rank 0 (empty elsewhere): parameters and Adam's moments by name.
+
+        Of what does not learn the engine has a copy in the precision that it computes in, and nobody needs that.
+        """
         stepped = any(steps > 0 for steps in self._adam_steps())
         self._link_moments()
         state: dict[str, Tensor] = {}
-        for name, parameter in self._engine.module.named_parameters():
+        for name, parameter in self._learning():
             whole = self._whole(parameter)
             found = {f"parameter.{name}": whole}
-            if parameter.requires_grad:
-                for key in MOMENTS:
-                    # in fp16 all updates so far may have been skipped
-                    moment = self._moment(parameter, key) if stepped else torch.zeros_like(whole)
-                    found[f"{key}.{name}"] = moment
+            for key in MOMENTS:
+                # in fp16 all updates so far may have been skipped
+                found[f"{key}.{name}"] = self._moment(parameter, key) if stepped else torch.zeros_like(whole)
             if self._ranks.first:
                 state |= {key: value.detach().float().cpu().clone() for key, value in found.items()}
         return state
@@ -136,11 +137,10 @@ class Engine:
     def load(self, state: Mapping[str, Tensor], scalars: Mapping[str, float]) -> None:
         """Set the whole state, on any number of ranks and any ZeRO stage. Adam must have stepped once before."""
         self._link_moments()
-        for name, parameter in self._engine.module.named_parameters():
+        for name, parameter in self._learning():
             self._set_whole(parameter, state[f"parameter.{name}"])
-            if parameter.requires_grad:
-                for key in MOMENTS:
-                    self._set_moment(parameter, key, state[f"{key}.{name}"])
+            for key in MOMENTS:
+                self._set_moment(parameter, key, state[f"{key}.{name}"])
         for holder in self._adam_holders():
             if isinstance(holder["step"], Tensor):
                 holder["step"].fill_(scalars["adam_step"])
@@ -158,19 +158,18 @@ class Engine:
             self._engine.optimizer._hp_optimizer_states_linked = False
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
+    def _learning(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, one) for name, one in self._engine.module.named_parameters() if one.requires_grad)
+
     # ---------------------------------------------------------------- one parameter, whatever the ZeRO stage
 
     def _whole(self, parameter: nn.Parameter) -> Tensor:
-        value: Tensor | None = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
-        if value is None:
-            with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
-                value = parameter.detach().clone()
-        return value
+        value: Tensor | None = safe_get_full_fp32_param(parameter)
+        return parameter if value is None else value  # stage 0 has no other copy
 
     def _set_whole(self, parameter: nn.Parameter, value: Tensor) -> None:
         value = value.to(self._ranks.device)
-        if parameter.requires_grad:
-            safe_set_full_fp32_param(parameter, value)
+        safe_set_full_fp32_param(parameter, value)
         # beside the fp32 master copy there is the one that forward computes with
         zero3 = hasattr(parameter, "ds_id")
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=zero3), torch.no_grad():

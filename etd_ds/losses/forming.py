@@ -85,7 +85,8 @@ def _padded(segments: Segments, device: torch.device) -> Iterator[_Padded]:
     T = sum(segments.lengths)
     for group in groups.values():
         B, S = len(group), max(length for _, length, _ in group)
-        start_B1, length_B1, keys_B1 = torch.tensor(group, device=device).T[..., None]
+        # not waited for: a GPU has other work in the meantime
+        start_B1, length_B1, keys_B1 = torch.tensor(group).to(device, non_blocking=True).T[..., None]
         places_S = torch.arange(S, device=device)
         places_BS = start_B1 + places_S
         closed_BS = places_S >= keys_B1

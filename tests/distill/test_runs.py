@@ -13,6 +13,7 @@ from launching import CONFIGS
 from transformers import AutoModel
 
 from etd_ds.contract import events, launch, rundir
+from etd_ds.engine import checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -163,6 +164,10 @@ def test_other_objectives_do_not_depend_on_ranks_either(make_run, cache, changes
     assert two == pytest.approx(one, rel=1e-5)
     after = [run.read_result().validation_after for run in runs]
     assert after[1] == pytest.approx(after[0], rel=1e-5)
+    state = checkpoint.open_whole(runs[1].checkpoints, 3).tensors()
+    assert {name.partition(".")[0] for name in state} == {"parameter", "exp_avg", "exp_avg_sq"}
+    last = f"parameter.bert.encoder.layer.{runs[1].read_job().layers - 1}.output.dense.weight"
+    assert (last in state) == (changes["objective"] != "minilm")  # what does not learn stays as it was extracted
 
 
 def test_fp16_skips_overflowing_updates_and_resumes_its_loss_scale(plain, make_run, cache, tmp_path):
