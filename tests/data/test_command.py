@@ -13,8 +13,9 @@ def _prepare(out: Path, *arguments: str) -> int:
 
 
 def test_prepare_then_inspect(tmp_path: Path, corpus_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, plot = tmp_path / "out", tmp_path / "plot.svg"
-    assert _prepare(out, "--source", f"{corpus_file}=2", "embedded=0.1", "--layout", "pairs") == 0
+    out, plot, other = tmp_path / "out", tmp_path / "plot.svg", tmp_path / "other.txt"
+    other.write_text("A document of its own. It has two sentences.\n\n" * 40)
+    assert _prepare(out, "--source", f"{corpus_file}=2", f"{other}=0.1", "--layout", "pairs") == 0
     assert "2 times an epoch" in capsys.readouterr().out
     assert cli.main(["data", "inspect", str(out), "--samples", "2", "--plot", str(plot)]) == 0
     shown = capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import postgres
 import pytest
 from object_store import ObjectStore
 from server_process import Server
@@ -28,3 +29,15 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
     made = ObjectStore(tmp_path_factory.mktemp("s3") / "data").start()
     yield made
     made.end()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    with postgres.running() as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> str:
+    """An empty PostgreSQL database."""
+    return postgres.new(postgres_server)

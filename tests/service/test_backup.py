@@ -20,9 +20,11 @@ DATABASES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", DATABASES)
-def test_jobs_go_on_from_a_backup(kind, tmp_path):
+def test_jobs_go_on_from_a_backup(kind, tmp_path, request):
+    urls = ["", ""]
+    if kind == "postgresql":
+        urls = [postgres.new(request.getfixturevalue("postgres_server")) for _ in range(2)]
     with ExitStack() as stack:
-        urls = [stack.enter_context(postgres.running()) for _ in range(2)] if kind == "postgresql" else ["", ""]
         first = stack.enter_context(served(tmp_path / "old", urls[0])).start()
         done = first.client.wait(first.client.create(SMALL)["id"])
         first.behave("trainer", "wait")

@@ -11,7 +11,6 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -22,18 +21,14 @@ from worker_process import Worker
 
 from service.client import Client, ServiceError
 
-KILLS = int(os.environ.get("CHAOS_KILLS", "40"))
+KILLS = int(os.environ.get("CHAOS_KILLS", "24"))
 JOBS, SERVER_KILLS = max(12, 60 * KILLS // 200), max(2, 6 * KILLS // 200)
 
 
 @pytest.fixture
-def database(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The URL of a PostgreSQL of our own on loopback; empty for SQLite in the server's folder."""
-    if request.param == "sqlite":
-        yield ""
-        return
-    with postgres.running() as url:
-        yield url
+def database(request: pytest.FixtureRequest) -> str:
+    """The URL of an empty database; empty for SQLite in the server's folder."""
+    return request.getfixturevalue("postgres_url") if request.param == "postgres" else ""
 
 
 def victims(folder: Path) -> dict[str, list[int]]:

@@ -80,12 +80,11 @@ def test_a_request_key_is_used_once_a_tenant(store):
 
 
 @pytest.mark.skipif(postgres.missing(), reason="no PostgreSQL here")
-def test_an_id_that_postgresql_cannot_hold_is_nobodys():
-    with postgres.running() as url:
-        database = Database(url)
-        database.create()
-        assert Store(database).get("job-\0", tenant="default") is None
-        database.close()
+def test_an_id_that_postgresql_cannot_hold_is_nobodys(postgres_url):
+    database = Database(postgres_url)
+    database.create()
+    assert Store(database).get("job-\0", tenant="default") is None
+    database.close()
 
 
 def test_extractions_of_one_tenant_do_not_make_another_wait_for_all_of_them(store):
