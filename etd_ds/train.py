@@ -47,10 +47,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         stop.listen()
         runs = [rundir.RunDir(path.resolve()) for path in args.run or [args.out]]
+        if args.out is not None and rank == 0:  # also over a finished run, which is no answer to other settings
+            folder.lay(runs[0], student=args.student, given=flags.given(args))
         left = [run for run in runs if run.read_result() is None]
-        if left and rank == 0:
-            if args.out is not None:
-                folder.lay(left[0], student=args.student, given=flags.given(args))
+        if rank == 0:
             for run in left:
                 run.read_job()  # what is no run folder stays untouched
                 attempts.append(Attempt(run))

@@ -38,9 +38,11 @@ def lay(run: rundir.RunDir, *, student: Path, given: dict[str, Any]) -> None:
     mode = manifest(student).get("mode", "none")
     job = flags.parse({"layers": found.layers, "hidden": found.hidden, "ffn": found.ffn, "mode": mode, **given})
     if run.job.exists():
-        if run.read_job() != job:
+        there = run.read_job().model_dump()
+        if other := {name: value for name, value in job.model_dump().items() if value != there[name]}:
+            says = ", ".join(f"{name} {there[name]!r}, not {value!r}" for name, value in other.items())
             raise errors.RunFolderError(
-                f"{run.root}: holds a run with other settings; give another --out, or --run to continue that one"
+                f"{run.root}: holds a run with {says}; give another --out, or --run to continue that one"
             )
     else:
         rundir.publish_json(run.job, job)

@@ -73,8 +73,8 @@ def test_without_a_service_flags_and_a_student_folder_are_enough(make_run, small
     assert run.read_result().steps == 2
     assert run.read_job().layers == 2
     assert run.read_result().validation_after.keys() == {"loss", "attention_kl", "value_kl"}
-    again = launching.train(None, extra=[*flags, "--seed", "5"], **options)
-    assert again == [launch.EXIT_DONE], "a finished run stays finished"
+    assert launching.train(None, extra=flags, **options) == [launch.EXIT_DONE], "a finished run stays finished"
+    assert launching.train(None, extra=[*flags, "--seed", "5"], **options) == [launch.EXIT_BAD_INPUT]
 
 
 def test_a_student_that_was_made_elsewhere_trains_and_is_exported(make_run, small_world, tmp_path):
