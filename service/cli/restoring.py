@@ -36,7 +36,7 @@ def _run(args: argparse.Namespace) -> int:
     database = Database(settings.database_url)
     settings.prepare()
     database.create()
-    back, never = 0, []
+    back, never, damaged = 0, 0, 0
     for job_id in sorted(Store(database).ids()):
         if (settings.runs / job_id).exists():
             continue
@@ -44,9 +44,13 @@ def _run(args: argparse.Namespace) -> int:
             found = bucket.restore(job_id, settings.runs, settings.incoming / f"back-{job_id}")
         except Away as away:
             raise errors.EtdError(f"{job_id}: the bucket cannot be reached ({away}); start this again") from None
-        back += found
-        never += [] if found else [job_id]
-    for job_id in never:
-        print(f"{job_id} was never published")
-    print(f"{back} brought back, {len(never)} not there")
-    return 0
+        except (FileNotFoundError, ValueError) as damage:  # the others are not to wait
+            print(f"{job_id} is damaged in the bucket: {damage}")
+            damaged += 1
+        else:
+            back += found
+            if not found:
+                print(f"{job_id} was never published")
+                never += 1
+    print(f"{back} brought back, {never} not there, {damaged} damaged")
+    return 1 if damaged else 0

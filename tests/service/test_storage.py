@@ -12,8 +12,11 @@ import object_store
 import pytest
 from cutting_proxy import CuttingProxy
 
-from etd_ds.contract import errors, rundir
+from etd_ds.contract import errors, rundir, spec
 from service import artifacts, revisions, storage
+from service.cli import main
+from service.database import Database
+from service.store import Job, Store
 
 pytestmark = [
     pytest.mark.slow,
@@ -166,6 +169,22 @@ def test_a_bucket_that_is_not_there_is_one_that_is_away(bucket, run, tmp_path):
         nowhere.publish(run, settled=True)
     with pytest.raises(storage.Away, match="no such bucket"):
         nowhere.restore("job-1", tmp_path / "jobs", tmp_path / "aside")
+
+
+def test_one_job_that_is_damaged_in_the_bucket_holds_up_no_other(bucket, run, tmp_path, capsys):
+    database = Database(f"sqlite:///{tmp_path / 'service.db'}")
+    database.create()
+    for name in ("job-0", "job-1", "job-2"):
+        Store(database).add(Job(id=name, spec=spec.JobSpec(layers=1, hidden=12), ranks=1, created=1.0))
+    database.close()
+    bucket._s3.pipe_file(bucket._manifest("job-0"), b"{")
+    bucket.publish(run, settled=True)
+    run.root.rename(tmp_path / "lost")
+    assert main(["restore", "--data-dir", str(tmp_path), "--artifacts", f"s3://{bucket._root}"]) == 1
+    said = capsys.readouterr().out
+    assert "job-0 is damaged in the bucket" in said
+    assert "1 brought back, 1 not there, 1 damaged" in said
+    assert run.result.exists()
 
 
 def test_no_file_is_in_memory_as_a_whole(bucket, tmp_path):
