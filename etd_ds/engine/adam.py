@@ -17,6 +17,16 @@ def compiled() -> bool:
     return accelerator_name == get_accelerator()._name and all(map(installed_ops.get, ("fused_adam", "cpu_adam")))
 
 
+def compilable() -> bool:
+    """Whether CUDA's compiler is here, and of a version that torch's own CUDA goes with; many a cluster has another."""
+    from deepspeed.ops.op_builder import builder
+
+    try:
+        return bool(builder.assert_no_cuda_mismatch())
+    except (builder.MissingCUDAException, builder.CUDAMismatchException):
+        return False
+
+
 def load(config: Mapping[str, Any]) -> None:
     """Have FusedAdam, or CPUAdam where a config offloads it, compiled; that takes a minute or two, once a machine.
 

@@ -9,7 +9,6 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -98,15 +97,12 @@ def hardware() -> Hardware:
     """What this machine can compute in."""
     if not torch.cuda.is_available():
         return Hardware("cpu", bf16=True, fp16=False, compiler=adam.compiled())
-    from torch.utils.cpp_extension import CUDA_HOME
-
     # half-precision arithmetic came with compute capability 5.3, but is of use from tensor cores on
     return Hardware(
         "cuda",
         bf16=torch.cuda.is_bf16_supported(including_emulation=False),
         fp16=torch.cuda.get_device_capability() >= (7, 0),
-        # of a CUDA that is only for running programs there is a home too
-        compiler=adam.compiled() or (CUDA_HOME is not None and (Path(CUDA_HOME) / "bin" / "nvcc").is_file()),
+        compiler=adam.compiled() or adam.compilable(),
     )
 
 

@@ -45,6 +45,8 @@ class Settings:
     ds_config: dict[str, Any]
     precision: config.Dtype
     micro: int
+    compiler: bool
+    """Whether DeepSpeed's own Adams can be had here."""
 
 
 def check(runs: Sequence[rundir.RunDir], *, ds_config: Path, world_size: int) -> Settings:
@@ -73,6 +75,7 @@ def check(runs: Sequence[rundir.RunDir], *, ds_config: Path, world_size: int) ->
         ds_config=content,
         precision=config.precision(job.precision, content, machine),
         micro=config.micro_batch(job, world_size=world_size, device=machine.device),
+        compiler=machine.compiler,
     )
 
 
@@ -205,7 +208,7 @@ class Trainer:
         job, ranks = self.job, self.ranks
         teacher = bert_checkpoint.load_encoder(self._teacher.folder, dtype=DTYPES[self.settings.precision])
         distillers = [self._distiller(seat, teacher.config) for seat in seats]
-        if hardware().compiler:
+        if self.settings.compiler:
             adam.load(self.settings.ds_config)
         # the engines below are made by collectives, and one machine may take long to read its models
         ranks.meet("models")
@@ -251,7 +254,7 @@ class Trainer:
             precision=self.settings.precision,
             micro=self.settings.micro,
             world_size=self.ranks.world_size,
-            compiler=hardware().compiler,
+            compiler=self.settings.compiler,
         )
         engine = Engine(distiller, whole, self.ranks)
 

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+import torch.utils.cpp_extension
 from deepspeed import git_version_info
 
 from etd_ds.engine import adam, ranks
@@ -15,6 +16,20 @@ def test_they_are_taken_if_both_were_compiled_for_this_accelerator(monkeypatch, 
     monkeypatch.setattr(git_version_info, "accelerator_name", accelerator)
     monkeypatch.setattr(git_version_info, "installed_ops", {"fused_adam": 1, "cpu_adam": cpu_adam})
     assert ranks.hardware().compiler is own
+
+
+@pytest.mark.parametrize(
+    ("release", "own"), [("13.0", True), ("11.8", False), (None, False)], ids=["same", "another", "none"]
+)
+def test_they_are_compiled_only_by_a_cuda_of_torchs_version(monkeypatch, tmp_path, release, own):
+    monkeypatch.setattr(torch.utils.cpp_extension, "CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    if release is not None:  # a CUDA that is only for running programs has a home too, and no compiler in it
+        nvcc = tmp_path / "bin" / "nvcc"
+        nvcc.parent.mkdir()
+        nvcc.write_text(f"#!/bin/sh\necho Cuda compilation tools, release {release}, V{release}.1\n")
+        nvcc.chmod(0o755)
+    assert adam.compilable() is own
 
 
 def test_a_lock_that_a_killed_build_left_behind_is_not_waited_for(tmp_path):
