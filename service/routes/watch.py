@@ -7,12 +7,14 @@ import itertools
 import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
+from sqlalchemy.exc import OperationalError
 
 from etd_ds.contract import events
 from service import tail
@@ -124,17 +126,15 @@ async def _looks(request: Request, here: Context, job_id: str) -> AsyncIterator[
     What it is is known before its files are read: whoever has ended writes no more.
     """
     asked = time.monotonic()
-    while (job := await _now(here, job_id)) is not None:
-        yield job
-        if job.status in ENDED or here.draining:
-            return
-        await asyncio.sleep(_LOOK_SECONDS)
-        if time.monotonic() - asked >= _KEY_SECONDS:
-            asked = time.monotonic()
-            try:
-                await run_in_threadpool(identify, request, here)
-            except Problem:
+    with suppress(Problem, OperationalError):  # whoever asks again is told which; the latter is a database that is away
+        while (job := await _now(here, job_id)) is not None:
+            yield job
+            if job.status in ENDED or here.draining:
                 return
+            await asyncio.sleep(_LOOK_SECONDS)
+            if time.monotonic() - asked >= _KEY_SECONDS:
+                asked = time.monotonic()
+                await run_in_threadpool(identify, request, here)
 
 
 async def _now(here: Context, job_id: str) -> Job | None:
