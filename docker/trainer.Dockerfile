@@ -6,10 +6,15 @@ ARG BASE=nvidia/cuda:13.0.1-base-ubuntu24.04
 
 # hadolint ignore=DL3006
 FROM ${DEVEL} AS build
-# The GPUs that are compiled for: A100, RTX 30 and A40, RTX 40 and L40, H100 and H200.
-ARG TORCH_CUDA_ARCH_LIST="8.0;8.6;8.9;9.0"
-# The operators that are compiled; only the second needs no CUDA.
-ARG OPERATORS="DS_BUILD_FUSED_ADAM=1 DS_BUILD_CPU_ADAM=1"
+# A further place for torch, such as that of its builds without CUDA; empty: as pip is set up, which brings CUDA.
+ARG TORCH_INDEX=
+# What jobs will run on. No GPU is seen here, and without this word DeepSpeed would compile for CPUs; `cpu` needs no CUDA.
+ARG ACCELERATOR=cuda
+# The GPUs that are compiled for: A100, RTX 30 and A40, RTX 40 and L40, H100 and H200, B200, RTX 50.
+ARG TORCH_CUDA_ARCH_LIST="8.0;8.6;8.9;9.0;10.0;12.0"
+# DeepSpeed asks for this very machine's processor (-march=native). With these flags behind its own, an image that was
+# made where there is AVX-512 runs where there is none, as beside many an A100. To be left empty on ARM.
+ARG CPU_FLAGS="-march=x86-64-v3 -U__AVX512__ -D__AVX256__"
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -20,10 +25,15 @@ ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /opt/etd-ds
 COPY pyproject.toml constraints.txt embedded.lock README.md LICENSE ./
 RUN version=$(sed -n 's/^torch==//p' constraints.txt) \
- && pip install -c constraints.txt "torch==${version}" setuptools wheel ninja packaging psutil py-cpuinfo
+ && pip install ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} -c constraints.txt "torch==${version}" \
+    setuptools wheel ninja packaging psutil py-cpuinfo
 RUN version=$(sed -n 's/^deepspeed==//p' constraints.txt) \
- && env ${OPERATORS} \
-    pip install --no-build-isolation --no-binary deepspeed -c constraints.txt "deepspeed==${version}"
+ && printf '#!/bin/sh\nexec c++ "$@" %s\n' "${CPU_FLAGS}" > /usr/local/bin/portable-c++ \
+ && chmod +x /usr/local/bin/portable-c++ \
+ && env CXX=portable-c++ DS_ACCELERATOR="${ACCELERATOR}" DS_BUILD_FUSED_ADAM=1 DS_BUILD_CPU_ADAM=1 \
+    pip install --no-build-isolation --no-binary deepspeed -c constraints.txt "deepspeed==${version}" \
+ && python -c "from deepspeed.git_version_info import accelerator_name as name, installed_ops as ops; \
+    assert name == '${ACCELERATOR}' and ops['fused_adam'] and ops['cpu_adam'], (name, ops)"
 RUN mkdir etd_ds service && touch etd_ds/__init__.py service/__init__.py \
  && pip install -c constraints.txt -e '.[postgres,s3]' \
  && pip install --no-deps --require-hashes -r embedded.lock

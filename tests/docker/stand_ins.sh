@@ -9,8 +9,9 @@ base() {
   podman image exists localhost/etd-ds-base && return
   local root mirror
   root=$(mktemp -d)
-  mirror=$(cat /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null |
-    sed -nE 's/^(URIs:|deb) +([a-z]+:[^ ]+).*/\2/p' | head -1)
+  # often there is only one of the two files
+  mirror=$(sed -nE 's/^(URIs:|deb) +([a-z]+:[^ ]+).*/\2/p' /etc/apt/sources.list.d/debian.sources \
+    /etc/apt/sources.list 2>/dev/null | head -1) || true
   debootstrap --variant=minbase --include=ca-certificates,python3,python3-pip,python3-venv bookworm "$root" "$mirror"
   ln -s /usr/bin/python3 "$root/usr/local/bin/python"
   tar -C "$root" -c . | podman import --change "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
