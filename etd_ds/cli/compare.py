@@ -36,10 +36,15 @@ def run(args: argparse.Namespace) -> int:
         raise errors.EtdError(
             f"student: wanted a Hugging Face folder, got {args.student} without a config.json", field="student"
         )
+    from transformers.utils import logging
+
     from etd_ds.bert import checkpoint
     from etd_ds.data import held_out
     from etd_ds.evaluate import compare
 
+    # not that the poolers are left out, and no bars of its own
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     teacher = checkpoint.resolve(args.teacher, args.cache)
     sentences = held_out.sentences(args.corpus, args.sentences)
     found = compare.compare(teacher.folder, args.student, sentences, progress=not args.json)
