@@ -40,7 +40,9 @@ class Cluster:
     def start(self) -> None:
         if not self.ports:
             self.ports = tuple(launch.free_port() for _ in range(1 + NODES))
-        env = {**os.environ, **({"ACCOUNTING": str(launch.free_port())} if self.accounting else {})}
+        env = os.environ | {"NODE": "n"}
+        if self.accounting:
+            env |= {"NODE": "a", "ACCOUNTING": str(launch.free_port())}
         command = [str(SCRIPTS / "start.sh"), str(self.folder), *map(str, self.ports)]
         # the daemons keep what they get: a pipe would never end
         log = self.folder.with_suffix(".log")

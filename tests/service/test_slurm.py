@@ -20,7 +20,7 @@ pytestmark = [
 
 SMALL = {"layers": 3, "hidden": 192, "steps": 3, "nodes": 2, "gpus": 2, "batch_size": 4}
 REAL = SMALL | {
-    **{"gpus": 1, "batch_size": 4, "steps": 40, "seq_length": 64, "importance_sentences": 16, "mlm_head_steps": 2},
+    **{"gpus": 1, "batch_size": 4, "steps": 40, "seq_length": 64, "mode": "rand", "corpus": "small"},
     **{"validation_sequences": 4, "validate_every": 40, "checkpoint_every": 40, "log_every": 1},
 }
 OPTIONS = (
@@ -269,9 +269,10 @@ def test_a_lost_node_costs_an_attempt_and_its_trainer_is_fenced(server, cluster)
 def test_one_request_becomes_a_student_distilled_by_deepspeed_on_two_nodes(cluster, tmp_path, monkeypatch):
     """Everything real: extraction, batch script, two ranks of DeepSpeed on two nodes, download."""
     monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
-    served = tmp_path / "data"
-    command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--data-dir", str(served), "--cpu"]
-    command += ["--cache", str(tmp_path / "cache")]
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"Sentence {number} is about two nodes and what they share." for number in range(400)))
+    command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--data-dir", str(tmp_path / "data")]
+    command += ["--cache", str(tmp_path / "cache"), "--cpu", "--corpus", f"small={text}"]
     command += ["--slurm", "--slurm-nodes", "2", "--slurm-line", "export MASTER_ADDR=127.0.0.1", "--slurm-poll", "0.5"]
     server = Server(tmp_path).launch(command)
     try:

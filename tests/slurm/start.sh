@@ -2,13 +2,14 @@
 # Bring up a real Slurm cluster on this machine alone: loopback, no systemd, two "nodes" with fake GPUs.
 # Usage: start.sh FOLDER PORT...   (a port for the controller, then one for each node; needs root)
 # A second call starts what has died meanwhile. Afterwards: export SLURM_CONF=FOLDER/slurm.conf
-# Environment: GPUS (per node, default 2), CPUS (per node, default 4), NODE_TIMEOUT (seconds, default 5),
-# JOB_AGE (seconds that the controller remembers ended jobs, default 300), ACCOUNTING (a port: with slurmdbd and MariaDB,
-# and only the account `lab` may run jobs)
+# Environment: NODE (the nodes' name but for their numbers, default n; two clusters on one machine must differ in it, for
+# control groups are named after nodes), GPUS (per node, default 2), CPUS (per node, default 4), NODE_TIMEOUT (seconds,
+# default 5), JOB_AGE (seconds that the controller remembers ended jobs, default 300), ACCOUNTING (a port: with slurmdbd
+# and MariaDB, and only the account `lab` may run jobs)
 set -euo pipefail
 LAB=$1 CONTROL=$2
 shift 2
-NODES=$# GPUS=${GPUS:-2} CPUS=${CPUS:-4} HOST=$(hostname -s)
+NODES=$# NODE=${NODE:-n} GPUS=${GPUS:-2} CPUS=${CPUS:-4} HOST=$(hostname -s)
 export SLURM_CONF=$LAB/slurm.conf
 umask 022
 mkdir -p "$LAB"/{log,pid,dev,munge,state,spool}
@@ -39,7 +40,7 @@ for ((gpu = 0; gpu < GPUS; gpu++)); do
   [ -c "$LAB/dev/nvidia$gpu" ] || mknod -m 666 "$LAB/dev/nvidia$gpu" c 1 3 2>/dev/null ||
     { DEVICES=$(printf '%s,' /dev/null /dev/zero /dev/full /dev/random | cut -d, -f1-"$GPUS"); break; }
 done
-echo "NodeName=n[1-$NODES] Name=gpu File=$DEVICES" >"$LAB/gres.conf"
+echo "NodeName=${NODE}[1-$NODES] Name=gpu File=$DEVICES" >"$LAB/gres.conf"
 
 # a freezer cgroup ends re-parented processes too
 TRACKING=linuxproc
@@ -92,10 +93,10 @@ END
   number=0
   for port in "$@"; do
     number=$((number + 1))
-    echo "NodeName=n$number NodeHostname=$HOST NodeAddr=127.0.0.1 Port=$port CPUs=$CPUS RealMemory=4000 Gres=gpu:$GPUS State=UNKNOWN"
+    echo "NodeName=$NODE$number NodeHostname=$HOST NodeAddr=127.0.0.1 Port=$port CPUs=$CPUS RealMemory=4000 Gres=gpu:$GPUS State=UNKNOWN"
   done
-  echo "PartitionName=main Nodes=n[1-$NODES] Default=YES MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF"
-  echo "PartitionName=spare Nodes=n[1-$NODES] MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=10"
+  echo "PartitionName=main Nodes=${NODE}[1-$NODES] Default=YES MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF"
+  echo "PartitionName=spare Nodes=${NODE}[1-$NODES] MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=10"
 } >"$SLURM_CONF"
 
 # shellcheck source=accounting.sh
@@ -103,7 +104,7 @@ END
 alive "$LAB/pid/slurmctld.pid" || slurmctld
 wait_for 15 scontrol ping
 for ((node = 1; node <= NODES; node++)); do
-  alive "$LAB/pid/n$node.pid" || slurmd -N "n$node"
+  alive "$LAB/pid/$NODE$node.pid" || slurmd -N "$NODE$node"
 done
 # shellcheck disable=SC2016  # for the inner shell
 wait_for 30 bash -c '[ "$(sinfo -h -N -t idle,mix,alloc -o %N | sort -u | wc -l)" = "$0" ]' "$NODES"

@@ -10,7 +10,7 @@ if [ -s "$LAB/pid/slurmctld.pid" ]; then
     sleep 0.2
   done
 fi
-for file in "$LAB"/pid/n*.pid "$LAB"/pid/{slurmctld,slurmdbd,mariadb,munged}.pid; do
+for file in "$LAB"/pid/*[0-9].pid "$LAB"/pid/{slurmctld,slurmdbd,mariadb,munged}.pid; do
   pid=$(tr -d ' \n' <"$file" 2>/dev/null) || continue
   if [ -z "$pid" ] || ! grep -qE 'slurm|munge|mariadb' "/proc/$pid/cmdline" 2>/dev/null; then continue; fi
   kill "$pid"
