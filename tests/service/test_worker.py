@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,33 +26,17 @@ pytestmark = [
 SMALL = {"layers": 3, "hidden": 192, "steps": 4}
 
 
-@pytest.fixture(scope="module")
-def postgres_url() -> Iterator[str]:
-    with postgres.running() as url:
-        yield url
-
-
 @pytest.fixture
-def database(postgres_url: str) -> str:
-    """An empty database each time."""
-    made = Database(postgres_url)
-    with made.write() as connection:
-        connection.exec_driver_sql("drop schema public cascade; create schema public")
-    made.close()
-    return postgres_url
-
-
-@pytest.fixture
-def api(server: Server, database: str) -> Server:
+def api(server: Server, postgres_url: str) -> Server:
     """A server that runs nothing itself."""
-    server.options = ("--database", database, "--no-executor", "--tick", "0.1", "--lease", "1")
+    server.options = ("--database", postgres_url, "--no-executor", "--tick", "0.1", "--lease", "1")
     return server.start()
 
 
 @pytest.fixture
-def workers(api: Server, database: str) -> Iterator[tuple[Worker, Worker]]:
+def workers(api: Server, postgres_url: str) -> Iterator[tuple[Worker, Worker]]:
     """Two workers, not started yet."""
-    made = Worker(api, database, "a"), Worker(api, database, "b")
+    made = Worker(api, postgres_url, "a"), Worker(api, postgres_url, "b")
     yield made
     for worker in made:
         if worker.process is not None and worker.process.poll() is None:
@@ -139,16 +124,16 @@ def test_a_worker_that_is_asked_to_go_hands_its_jobs_back(api, workers):
     assert 'etd_workers{state="there"} 1' in api.client._http.get("/metrics").text
 
 
-def test_a_machine_that_comes_back_too_late_finds_its_trainer_fenced_off(api, workers, database):
+def test_a_machine_that_comes_back_too_late_finds_its_trainer_fenced_off(api, workers, postgres_url):
     """All of it stands still, as a machine that sleeps, or one that is cut off; meanwhile its job moves on."""
     a, b = workers
     a.start()
     job = at_step(api)
     asleep = a.signal_all(signal.SIGSTOP)
     b.start()
-    queue = Queue(Database(database))
+    queue = Queue(Database(postgres_url))
     while api.client.get(job["id"])["worker"] != "b":
-        pass
+        time.sleep(0.05)
     assert [one.slots - one.free for one in queue.workers()] == [0, 1]
     go(api)
     for one in asleep:
@@ -160,19 +145,19 @@ def test_a_machine_that_comes_back_too_late_finds_its_trainer_fenced_off(api, wo
     assert not any(lives(one) for one in asleep[1:]), "what it had is ended"
 
 
-def test_two_students_of_one_real_trainer(server, database, tmp_path):
+def test_two_students_of_one_real_trainer(server, postgres_url, tmp_path):
     """Two POSTs, extracted by the server, distilled by one trainer of a worker elsewhere, downloaded and loaded."""
     text = tmp_path / "text.txt"
     text.write_text(
         "\n\n".join(f"Sentence {number} is about small encoders and what they keep." for number in range(80))
     )
-    data = ["--data-dir", str(tmp_path / "data"), "--cache", str(server.cache), "--database", database]
+    data = ["--data-dir", str(tmp_path / "data"), "--cache", str(server.cache), "--database", postgres_url]
     command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--no-executor", *data]
     server.launch([*command, "--corpus", f"small={text}"])
     wanted = {"hidden": 192, "mode": "rand", "corpus": "small", "seq_length": 32, "batch_size": 4, "steps": 2,
               "validation_sequences": 2, "log_every": 1}  # fmt: skip
     made = [server.client.create({**wanted, "layers": layers}) for layers in (3, 2)]
-    worker = Worker(server, database, "a", ("--together", "2", "--lost-after", "300"), double=False).start()
+    worker = Worker(server, postgres_url, "a", ("--together", "2", "--lost-after", "300"), double=False).start()
     ended = [server.client.wait(job["id"]) for job in made]
     worker.end()
     assert [job["status"] for job in ended] == ["succeeded"] * 2, [job["log_tail"] for job in ended]
