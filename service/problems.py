@@ -87,7 +87,8 @@ class Problem(Exception):
         self.code = code
         self.detail = detail
         self.errors = errors or []
-        self.headers = dict(headers or {})
+        later = {"Retry-After": "10"} if status in (429, 503) else {}
+        self.headers = {**later, **(headers or {})}
 
     def response(self) -> JSONResponse:
         body = {"type": "about:blank", "title": TITLES.get(self.status, "Error"), "status": self.status}
@@ -191,8 +192,7 @@ def install(app: FastAPI) -> None:
         if is_full(error):
             return Problem(507, "disk_full", "The server's disk is full; nothing was changed.").response()
         log.error("%r %r failed", request.method, request.url.path, exc_info=error)
-        detail = "The database does not answer; try again."
-        return Problem(503, "database_away", detail, headers={"Retry-After": "10"}).response()
+        return Problem(503, "database_away", "The database does not answer; try again.").response()
 
     app.add_exception_handler(OperationalError, on_database)  # type: ignore[arg-type]
     app.add_exception_handler(Problem, on_problem)  # type: ignore[arg-type]

@@ -118,6 +118,5 @@ def respond(request: Request, content: artifacts.Content, kind: str, more: Mappi
     except FileNotFoundError:
         raise Problem(404, "file_not_found", "The file is gone: the job was deleted just now, or is damaged.") from None
     except Away:
-        detail = "The file is in a bucket that does not answer; try again."
-        raise Problem(503, "bucket_away", detail, headers={"Retry-After": "10"}) from None
+        raise Problem(503, "bucket_away", "The file is in a bucket that does not answer; try again.") from None
     return StreamingResponse(itertools.chain((first,), chunks), status, headers=headers, media_type=kind)
