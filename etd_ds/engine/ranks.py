@@ -112,8 +112,7 @@ def join() -> Ranks:
 
     # DeepSpeed calls names that torch 2.13 has renamed: nothing that a user could change
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    # the further groups that DeepSpeed makes take this default, whatever is passed to init_distributed
-    dist.distributed_c10d.default_pg_timeout = TIMEOUT
+    _bound_further_groups()
     local_rank = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
@@ -133,6 +132,12 @@ def join() -> Ranks:
     deepspeed.init_distributed(dist_backend=backend, timeout=START, auto_mpi_discovery=False, verbose=False)
     dist.distributed_c10d._set_pg_timeout(TIMEOUT)
     return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device)
+
+
+def _bound_further_groups() -> None:
+    """DeepSpeed makes groups of its own for ZeRO's collectives: these take a default, of which NCCL has its own."""
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+        setattr(dist.distributed_c10d, name, TIMEOUT)
 
 
 def is_loss_of_peers(error: BaseException) -> bool:
