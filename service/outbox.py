@@ -87,14 +87,14 @@ class Outbox:
             return self.secret(tenant)
         return made
 
-    def take(self, limit: int, seconds: float) -> list[Delivery]:
-        """Messages that are due. For so many seconds they are nobody else's; then they are due again."""
+    def take(self, limit: int, seconds: float, *, but: Collection[str] = ()) -> list[Delivery]:
+        """Messages that are due, but of these tenants. For so many seconds they are nobody else's; then due again."""
         with self._database.look() as connection:  # mostly there is none, and no writer has to wait for that answer
             if connection.scalar(sa.select(deliveries.c.id).limit(1)) is None:
                 return []
         with self._database.write() as connection:
             now = self._database.now(connection)
-            due = sa.select(deliveries.c.id).where(deliveries.c.not_before < now)
+            due = sa.select(deliveries.c.id).where(deliveries.c.not_before < now, deliveries.c.tenant.not_in(but))
             due = due.order_by(deliveries.c.tries, deliveries.c.not_before).limit(limit)
             ids = list(connection.scalars(self._database.locked(due, or_skipped=True)))
             taken = deliveries.update().where(deliveries.c.id.in_(ids))

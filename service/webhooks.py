@@ -10,6 +10,7 @@ import logging
 import random
 import ssl
 import time
+from collections import Counter
 
 import anyio
 import httpcore
@@ -23,7 +24,8 @@ from service.settings import Settings
 
 log = logging.getLogger("etd_jobs")
 
-_AT_ONCE = 16
+_AT_ONCE, _OF_ONE = 16, 4
+"""Messages under way at once; and of one tenant, when more are taken, so that silent receivers delay no other's."""
 _SECONDS = 15.0
 """What a receiver has to answer, from the look-up of its name to its status."""
 _TRIES = 8
@@ -46,7 +48,8 @@ class Sender:
     def __init__(self, settings: Settings, outbox: Outbox) -> None:
         self._settings = settings
         self._outbox = outbox
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._under_way: dict[asyncio.Task[None], str] = {}
+        """What is being sent, and for which tenant."""
 
     async def run(self) -> None:
         """Send what is due until cancelled."""
@@ -59,8 +62,9 @@ class Sender:
         while True:
             try:
                 await asyncio.to_thread(self._look_for_checkpoints)
-                free = _AT_ONCE - len(self._under_way)
-                due = await asyncio.to_thread(self._outbox.take, free, 4 * _SECONDS) if free else []
+                free = min(_OF_ONE, _AT_ONCE - len(self._under_way))
+                busy = [tenant for tenant, count in Counter(self._under_way.values()).items() if count >= _OF_ONE]
+                due = await asyncio.to_thread(self._outbox.take, free, 4 * _SECONDS, but=busy) if free else []
                 trouble = None
             except (OSError, SQLAlchemyError) as error:  # a full disk, a database that is away: both may come back
                 if type(error) is not trouble:  # what lasts is said once, not at every tick
@@ -68,9 +72,9 @@ class Sender:
                 trouble, due = type(error), []
             for message in due:
                 task = asyncio.create_task(self._deliver(pool, message))
-                self._under_way.add(task)
-                task.add_done_callback(self._under_way.discard)
-            await asyncio.sleep(self._settings.tick)
+                self._under_way[task] = message.tenant
+                task.add_done_callback(self._under_way.pop)
+            await asyncio.sleep(0 if due else self._settings.tick)
 
     async def _deliver(self, pool: httpcore.AsyncConnectionPool, message: Delivery) -> None:
         try:

@@ -17,9 +17,10 @@ from etd_ds.contract import errors, spec
 from service import addresses
 from service.client import ServiceError
 from service.database import Database
-from service.outbox import Outbox
+from service.outbox import Delivery, Outbox
+from service.settings import Settings
 from service.store import Job, Store
-from service.webhooks import sign
+from service.webhooks import Sender, sign
 
 SMALL = {"layers": 3, "hidden": 192, "steps": 2}
 OPEN = ("--webhook-host", "127.0.0.1", "--webhook-backoff", "0.05")
@@ -142,6 +143,33 @@ def test_a_name_is_looked_up_once_and_all_its_addresses_are_checked(answers: lis
     with pytest.raises(httpcore.ConnectError):
         asyncio.run(connect())
     assert asked == ["rebinds.example"]
+
+
+def test_one_tenants_silent_receivers_delay_no_others_messages(tmp_path, monkeypatch):
+    database = Database(f"sqlite:///{tmp_path / 'service.db'}")
+    database.create()
+    store, made = Store(database), spec.JobSpec(layers=1, hidden=12)
+    for number in range(21):
+        name, tenant = f"job-{number}", "quick" if number == 20 else "silent"
+        told = {"webhook": f"https://{tenant}/", "webhook_events": "cancelled"}
+        store.add(Job(id=name, spec=made, ranks=1, tenant=tenant, created=time.time(), **told))
+        store.ask(name, "cancel")
+    sender, sent = Sender(Settings(data_dir=tmp_path, tick=0.01), Outbox(database)), asyncio.Event()
+
+    async def post(_pool: object, message: Delivery, _secret: str) -> int:
+        if message.tenant == "silent":
+            await asyncio.Event().wait()
+        sent.set()
+        return 200
+
+    async def until_sent() -> None:
+        sending = asyncio.create_task(sender.run())
+        await asyncio.wait_for(sent.wait(), 30)
+        sending.cancel()
+
+    monkeypatch.setattr(sender, "_post", post)
+    asyncio.run(until_sent())
+    database.close()
 
 
 @pytest.mark.parametrize("host", ["a" * 64 + ".example", "a..example"])
