@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -66,6 +67,8 @@ def _run_server(args: argparse.Namespace) -> int:
     if args.redirect and not args.artifacts:
         raise errors.EtdError("--redirect: wanted only together with --artifacts", field="redirect")
     slurm = slurm_flags.read(args)
+    if slurm and (missing := [name for name in ("sbatch", "squeue", "scancel") if shutil.which(name) is None]):
+        raise errors.EtdError(f"--slurm: wanted a machine with Slurm's commands, got one without {', '.join(missing)}")
     mine = working.read_flags(args, slurm=slurm)
     if args.no_executor:
         if slurm or not args.database.startswith("postgresql"):

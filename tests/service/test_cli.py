@@ -92,10 +92,18 @@ def test_a_file_may_hold_whatever_a_request_may(server: Server, say, tmp_path):
 
 @pytest.mark.parametrize(
     "words",
-    ["serve --data-dir d --port 99999", "serve --data-dir d --redirect 60", "keys create me", "keys list --data-dir d"],
+    [
+        "serve --data-dir d --port 99999",
+        "serve --data-dir d --redirect 60",
+        "serve --data-dir d --slurm",
+        "keys create me",
+        "keys list --data-dir d",
+    ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_made(tmp_path, monkeypatch, say, words):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "")  # no Slurm
+    monkeypatch.delenv("ETD_JOBS_DATABASE", raising=False)
     code, _, err = say(*words.split())
     assert (code, "wanted" in err) == (2, True)
     assert not list(tmp_path.iterdir())
