@@ -285,7 +285,7 @@ class Trainer:
 
 
 def _cut_from(init: Path, teacher: bert_checkpoint.Teacher) -> None:
-    """Refuse a student of another teacher: two may be alike in all sizes, and a forgotten flag means the embedded one."""
+    """Refuse another teacher's student: two may have the same sizes, and a forgotten flag means the embedded one."""
     cut = folder.manifest(init).get("teacher", {})
     if cut and cut["sha256"] != teacher.sha256:
         raise errors.RunFolderError(
