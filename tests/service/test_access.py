@@ -119,7 +119,7 @@ def test_children_do_not_get_what_only_the_server_needs(monkeypatch):
 
 
 def test_a_stream_ends_with_its_key(tmp_path, monkeypatch):
-    app = create_app(Settings(data_dir=tmp_path))
+    app = create_app(Settings(data_dir=tmp_path, cache=tmp_path / "cache"))
     here = app.state.context
     secret, key = here.keys.create("a", "a", SCOPES)
     job = here.store.add(Job(id="job-1", spec=spec.JobSpec(**SMALL), ranks=1, tenant="a", created=time.time()))

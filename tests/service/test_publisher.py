@@ -32,7 +32,7 @@ class Bucket:
 
 @pytest.fixture
 def settings(tmp_path):
-    made = Settings(data_dir=tmp_path)
+    made = Settings(data_dir=tmp_path, cache=tmp_path / "cache")
     made.prepare()
     return made
 

@@ -13,7 +13,7 @@ from service.store import Job, Store
 
 
 def test_a_database_without_jobs_removes_no_trained_ones(tmp_path):
-    settings = Settings(data_dir=tmp_path)
+    settings = Settings(data_dir=tmp_path, cache=tmp_path / "cache")
     settings.prepare()
     database = Database(settings.database_url)
     database.create()
