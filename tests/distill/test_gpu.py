@@ -1,10 +1,17 @@
-"""What only a GPU can show: varlen attention, padded losses and half precision agree with the plain fp32 step."""
+"""What only a GPU can show: varlen attention, padded losses and half precision agree with the plain fp32 step, and
+whole runs come to their end there. To be run by `pytest -m gpu`."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from launching import CONFIGS
+from transformers import AutoModel, BertConfig, BertModel
 
 from etd_ds.bert.encoder import Packed
+from etd_ds.contract import events
 from etd_ds.distill.module import Distiller, Guide
 from etd_ds.losses import OBJECTIVES, Segments, Totals
 
@@ -48,3 +55,29 @@ def test_the_step_on_a_gpu_is_the_step_on_a_cpu(objective, dtype, tolerance, com
     got, gradient = loss_and_gradient()
     assert got == pytest.approx(wanted, rel=tolerance)
     assert (gradient - wanted_gradient).norm() / wanted_gradient.norm() < 5 * tolerance
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        ("zero2", {}),
+        ("zero2", {"objective": "minilm", "torch_compile": True}),
+        ("zero2_offload", {"refit": "all"}),
+        ("zero3", {"shard_teacher": True}),
+        ("fp16", {"objective": "tinybert"}),
+    ],
+)
+def test_a_run_on_a_gpu_learns_and_ends_in_a_stock_student(make_run, small_world, config, changes):
+    run = make_run(steps=20, hidden=32, ffn=64, **changes)  # heads of 8: what flash attention takes
+    argv = [sys.executable, str(Path(__file__).parents[2] / "etd_ds" / "train.py"), "--run", str(run.root)]
+    argv += ["--deepspeed", str(CONFIGS / f"{config}.json"), "--cache", str(small_world[2])]
+    for _ in range(2):  # the second finds all done
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+    said = list(events.read(run.events))
+    (attempt,) = (event for event in said if isinstance(event, events.Attempt))
+    assert attempt.device == torch.cuda.get_device_name()
+    assert attempt.precision != "fp32"
+    losses = [event.loss for event in said if isinstance(event, events.Validation)]
+    assert losses[-1] < 1.1 * losses[0]  # one that was refitted begins where so few steps do not lead
+    AutoModel.from_pretrained(run.student, add_pooling_layer=False)
