@@ -161,9 +161,9 @@ class Recipes(_Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        names = [row.name for row in self.rows]
+        names = [row.slug for row in self.rows]
         if len(set(names)) != len(names):
-            raise ValueError("rows: two have the same name")
+            raise ValueError("rows: two have the same name, or names that make the same folder's")
         runs = {row.name for row in self.runnable()}
         if lacking := set(self._mentioned()) - runs:
             raise ValueError(f"named, but no row that runs: {', '.join(sorted(lacking))}")

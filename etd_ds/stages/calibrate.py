@@ -145,9 +145,12 @@ def neighbours(layers: Layers, depth: int) -> list[Layers]:
 
 
 def pieces(job: spec.JobSpec, folder: Path) -> list[list[int]]:
-    """The first `TOKENS` tokens of documents that are never held out, cut as packed rows are: [CLS] piece [SEP]."""
+    """The first `TOKENS` tokens of documents that are never held out, cut as packed rows are: [CLS] piece [SEP].
+
+    There are two pieces at least, however long the job's sequences are.
+    """
     tokenizer = tokenize.open_tokenizer(folder)
-    special, room = tokenize.special(tokenizer), job.seq_length - 2
+    special, room = tokenize.special(tokenizer), min(job.seq_length, TRIAL_TOKENS // 4) - 2
     found: list[list[int]] = []
     count = 0
     for document in held_out.trained_on(job.corpus):

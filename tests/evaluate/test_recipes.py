@@ -102,6 +102,7 @@ rows:
         (("title: T", "title: [T"), "is not YAML"),
         (("title: T", "title: T\norderings: [{better: B, worse: A}]"), "named, but no row that runs: B"),
         (("rows:", "rows:\n  - {name: A}"), "two have the same name"),
+        (("rows:", "rows:\n  - {name: a +}"), "the same folder's"),
     ],
 )
 def test_mistakes_are_named(change: tuple[str, str], reason: str, tmp_path: Path) -> None:
