@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from etd_ds.contract import errors
+from etd_ds.engine import adam
 from etd_ds.engine.ranks import Ranks
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -60,6 +61,8 @@ class Engine:
 
     def __init__(self, module: nn.Module, config: Mapping[str, Any], ranks: Ranks) -> None:
         self._ranks = ranks
+        if not config["optimizer"]["params"].get("torch_adam"):
+            adam.load(config)
         try:
             self._engine, *_ = deepspeed.initialize(
                 model=module, model_parameters=_groups(module), config=dict(config), dist_init_required=False
