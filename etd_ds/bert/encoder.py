@@ -125,6 +125,10 @@ def _mix(layer: BertLayer, context_TH: Tensor, x_TH: Tensor, dropout: float) -> 
 
 @functools.cache
 def _compiled_mix() -> Callable[[BertLayer, Tensor, Tensor, float], Tensor]:
+    import torch._dynamo
+
+    # each shape is compiled for itself, with gradients and without; beyond 8, the default, torch would compile nothing
+    torch._dynamo.config.recompile_limit = 64
     # dynamic: each batch has another number of tokens
     return torch.compile(_mix, dynamic=True)
 

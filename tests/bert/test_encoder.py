@@ -1,5 +1,7 @@
 """The lean forward pass gives what stock `BertModel` gives, and computes no more than it is asked for."""
 
+import functools
+
 import pytest
 import torch
 import torch._dynamo.testing
@@ -142,3 +144,22 @@ def test_compiled_it_gives_the_same_and_is_not_compiled_anew_for_each_layer_and_
             found.append((hidden, *torch.autograd.grad(hidden.square().sum(), learning)))
         torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
     assert 0 < counter.frame_count < 6  # of 12 layers that were computed
+
+
+def test_students_of_many_shapes_are_all_compiled(monkeypatch):
+    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)  # to be set back
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+    compiled = encoder._compiled_mix.__wrapped__()
+    monkeypatch.setattr(encoder, "_compiled_mix", lambda: compiled)
+    two = torch.zeros(2, dtype=torch.long)
+    packed = encoder.Packed(two, two, two, Segments.packed([2]))
+    for hidden in range(8, 48, 8):
+        sizes = {"hidden_size": hidden, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": hidden}
+        bert = BertModel(BertConfig(vocab_size=9, **sizes), add_pooling_layer=False)
+        for learning in (True, False):
+            before = counter.frame_count
+            with torch.set_grad_enabled(learning):
+                encoder.encode(bert, packed, Wanted(hidden=frozenset({1})), compiled=True)
+            assert counter.frame_count > before
