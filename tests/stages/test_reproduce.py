@@ -48,8 +48,9 @@ def command(recipes_file: Path, out: Path, cache: Path, *more: str) -> list[str]
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """Both rows distilled by one trainer; then one of them alone scored by the same command again."""
     root = tmp_path_factory.mktemp("reproduction")
-    file, out, cache = root / "own.yaml", root / "out", root / "cache"
-    file.write_text(OWN)
+    file, out, cache, text = root / "own.yaml", root / "out", root / "cache", root / "text.txt"
+    text.write_text("\n\n".join(f"Sentence {number} is about reports and what is in them." for number in range(400)))
+    file.write_text(OWN.replace("corpus: embedded", f"corpus: {text}"))
     for more in (["--tasks"], ["--rows", "Drawn"]):
         done = subprocess.run(
             command(file, out, cache, *more), capture_output=True, text=True, timeout=300, cwd=launch.REPOSITORY
