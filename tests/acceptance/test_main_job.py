@@ -78,7 +78,7 @@ def test_cancel_ends_every_process_of_the_job(server: Server):
     assert answer.status_code in (200, 202)
     server.wait(job["id"], ("cancelled",))
     run = server.data_dir / "jobs" / job["id"]
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while processes_of(run) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not processes_of(run)

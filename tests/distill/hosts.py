@@ -57,7 +57,7 @@ class Hosts:
             self._ip(number, "address", "add", f"{address}/24", "dev", "eth0")
             self._ip(number, "link", "set", "lo", "up")
             self._ip(number, "link", "set", "eth0", "up")
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while any(self.on(0, "ssh", name, "true").wait() for name in NAMES):
             assert time.monotonic() < deadline, "no sshd answers"
             time.sleep(0.1)
@@ -104,7 +104,7 @@ class Hosts:
         init = subprocess.Popen(
             [*command, "sh", "-c", script], stdin=subprocess.DEVNULL, stderr=(self.folder / f"{name}.log").open("wb")
         )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not any("sshd" in one.name() for one in psutil.Process(init.pid).children()):
             assert init.poll() is None, (self.folder / f"{name}.log").read_text()
             assert time.monotonic() < deadline

@@ -53,9 +53,9 @@ def test_a_dead_rank_takes_the_job_down_and_a_signal_stops_it_in_order(make_run,
             next(process for process in ranks if process.pid != first_rank).send_signal(number)
         else:
             os.kill(first_rank, number)
-        returned = launcher.wait(90)
+        returned = launcher.wait(180)
         assert returned == code if code is not None else returned not in (launch.EXIT_DONE, launch.EXIT_STOPPED)
-        assert not psutil.wait_procs(family, timeout=30)[1], "processes are left running"
+        assert not psutil.wait_procs(family, timeout=90)[1], "processes are left running"
     end = [event for event in events.read(run.events) if isinstance(event, events.End)][-1]
     assert end.outcome == "stopped"
     assert (run.checkpoints / f"step-{end.step:08d}").is_dir()

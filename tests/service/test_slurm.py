@@ -14,7 +14,7 @@ from server_process import DOUBLES, Server
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(90),
+    pytest.mark.timeout(240),
     pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing()),
 ]
 
@@ -265,7 +265,7 @@ def test_a_lost_node_costs_an_attempt_and_its_trainer_is_fenced(server, cluster)
     assert steps(server, job) == [1, 2, 3], "the old trainer wrote nothing more, the new one went on"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_one_request_becomes_a_student_distilled_by_deepspeed_on_two_nodes(cluster, tmp_path, monkeypatch):
     """Everything real: extraction, batch script, two ranks of DeepSpeed on two nodes, download."""
     monkeypatch.setenv("SLURM_CONF", str(cluster.conf))
