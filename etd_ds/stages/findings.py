@@ -9,10 +9,11 @@ from importlib import metadata
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from etd_ds.contract import errors, events, rundir, spec
-from etd_ds.evaluate import curves, tasks
+from etd_ds.evaluate import curves, metrics, tasks
 from etd_ds.evaluate.curves import Curve
 from etd_ds.evaluate.summaries import Summary
 from etd_ds.stages.reproduction import TEACHER, Member, Reproduction, members
@@ -91,6 +92,16 @@ class Findings(_Data):
             elif task in a.scores and task in b.scores:
                 found.append(a.scores[task].headline - b.scores[task].headline)
         return found
+
+    def agreement(self, task: str, objective: str = "last_layer") -> tuple[int, float]:
+        """How many rows with that loss were scored, and Spearman's correlation of mean losses, negated, and scores."""
+        rows = [
+            row
+            for row, runs in self.runs.items()
+            if self.scores(row, task) and next(iter(runs.values())).objective == objective
+        ]
+        losses, scores = ([mean(of(row)) for row in rows] for of in (self.losses, lambda row: self.scores(row, task)))
+        return len(rows), metrics.spearman(-np.array(losses), np.array(scores)) / 100 if rows else 0.0
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -31,6 +31,8 @@ _PAPER = {
 
 
 RESULTS = "results.json"
+# An order of fewer says nothing.
+_FEWEST_ROWS = 4
 
 
 def write(found: Findings, into: Path) -> list[Path]:
@@ -99,6 +101,16 @@ def _sections(found: Findings, pictures: Sequence[Picture]) -> Iterator[Section]
             _orderings(found),
         ],
     )
+    if agreeing := list(_agreeing(found)):
+        yield Section(
+            "Does a lower loss mean a better student?",
+            [
+                "The paper finds that it largely does [§4.2]. Spearman's correlation, over rows with the last-layer "
+                "loss, between the held-out loss at the end (negated) and the score, each the mean over seeds; 1 if "
+                "the rows have the same order by both.",
+                Table(["task", "rows", "correlation"], agreeing),
+            ],
+        )
     if found.asked.recipes.beyond is not None:
         yield Section(
             "Beyond the paper",
@@ -232,6 +244,13 @@ def _orderings(found: Findings) -> Table:
         cells += [_difference(found.differences(one.better, one.worse, task), "+.1f") for task in found.tasks]
         rows.append([f"{one.better} better than {one.worse}", *cells])
     return Table(["the paper says", "loss lower by", *(f"{task} higher by" for task in found.tasks)], rows)
+
+
+def _agreeing(found: Findings) -> Iterator[list[str]]:
+    for task in found.tasks:
+        rows, correlation = found.agreement(task)
+        if rows >= _FEWEST_ROWS:
+            yield [task, str(rows), f"{correlation:.2f}"]
 
 
 def _beyond(found: Findings, beyond: Beyond) -> Table:
