@@ -63,6 +63,12 @@ class Composition:
         command = [*shlex.split(COMPOSE), "--project-name", PROJECT, *files, *profiles, *arguments]
         return self._done(command, timeout)
 
+    def remove(self) -> None:
+        """The containers and all volumes."""
+        self.run("down", "--volumes")
+        # podman-compose forgets those that its `run` made
+        self._done([ENGINE, "volume", "rm", "--force", f"{PROJECT}_data"], 60)
+
     def inside(self, service: str, *command: str) -> str:
         """What a command says in a service's container."""
         return self._done([ENGINE, "exec", self._container(service), *command], 120)
@@ -99,7 +105,7 @@ def composition():
         until(lambda: it.health("service") == "healthy")
         yield it
     finally:
-        it.run("down", "--volumes")
+        it.remove()
 
 
 @pytest.fixture
