@@ -1,6 +1,7 @@
 """The trainer's first stages, each rank in a thread."""
 
 import concurrent.futures
+import datetime
 import json
 import shutil
 import threading
@@ -53,6 +54,7 @@ def test_no_rank_goes_on_before_all_have_opened_the_corpus(trainers, monkeypatch
 @pytest.mark.parametrize(("rows", "layout", "says"), [(0, "packed", "no training sequences"), (5, "pairs", "in pairs")])
 def test_a_corpus_that_cannot_be_trained_on_is_refused_by_the_first_rank(trainers, monkeypatch, rows, layout, says):
     """Also one that was prepared before, whose layout the spec does not say."""
+    monkeypatch.setattr("etd_ds.engine.ranks.PARTING", datetime.timedelta(0))  # the second rank hears nothing here
     corpus = SimpleNamespace(train=range(rows), manifest=SimpleNamespace(options=SimpleNamespace(layout=layout)))
     monkeypatch.setattr(distill.data, "prepare", lambda *_, **__: corpus)
     teacher = trainers[0]._teacher
