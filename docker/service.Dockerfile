@@ -11,12 +11,13 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 DS_BUILD_OPS=0
 WORKDIR /opt/etd-ds
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
-COPY pyproject.toml constraints.txt embedded.lock README.md LICENSE ./
+COPY constraints.txt ./
 # constraints.txt names every version
 # hadolint ignore=DL3013
 RUN version=$(sed -n 's/^torch==//p' constraints.txt) \
- && pip install ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} "torch==${version}" \
- && mkdir etd_ds service && touch etd_ds/__init__.py service/__init__.py \
+ && pip install ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} "torch==${version}"
+COPY pyproject.toml embedded.lock README.md LICENSE ./
+RUN mkdir etd_ds service && touch etd_ds/__init__.py service/__init__.py \
  && pip install -c constraints.txt -e '.[postgres,s3]' \
  && pip install --no-deps --require-hashes -r embedded.lock
 COPY etd_ds etd_ds

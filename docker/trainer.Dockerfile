@@ -23,7 +23,7 @@ RUN apt-get update \
  && python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /opt/etd-ds
-COPY pyproject.toml constraints.txt embedded.lock README.md LICENSE ./
+COPY constraints.txt ./
 RUN version=$(sed -n 's/^torch==//p' constraints.txt) \
  && pip install ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} -c constraints.txt "torch==${version}" \
     setuptools wheel ninja packaging psutil py-cpuinfo
@@ -34,6 +34,7 @@ RUN version=$(sed -n 's/^deepspeed==//p' constraints.txt) \
     pip install --no-build-isolation --no-binary deepspeed -c constraints.txt "deepspeed==${version}" \
  && python -c "from deepspeed.git_version_info import accelerator_name as name, installed_ops as ops; \
     assert name == '${ACCELERATOR}' and ops['fused_adam'] and ops['cpu_adam'], (name, ops)"
+COPY pyproject.toml embedded.lock README.md LICENSE ./
 RUN mkdir etd_ds service && touch etd_ds/__init__.py service/__init__.py \
  && pip install -c constraints.txt -e '.[postgres,s3]' \
  && pip install --no-deps --require-hashes -r embedded.lock
