@@ -10,19 +10,20 @@ import etd_ds  # noqa: F401  (before torch: it decides how OpenMP threads wait)
 
 LONG = (
     "service/test_slurm.py",
-    "acceptance/test_main_job.py",
     "distill/test_runs.py",
-    "service/test_chaos.py",
-    "service/test_worker.py",
-    "distill/test_hosts.py",
-    "service/test_artifacts_in_s3.py",
-    "service/test_storage.py",
     "stages/test_reproduce.py",
-    "evaluate/test_protocol.py",
-    "stages/test_extract.py",
-    "distill/test_launcher.py",
+    "service/test_worker.py",
     "service/test_running.py",
+    "acceptance/test_main_job.py",
+    "evaluate/test_protocol.py",
+    "distill/test_launcher.py",
+    "service/test_chaos.py",
+    "service/test_extracting.py",
+    "distill/test_hosts.py",
+    "stages/test_extract.py",
+    "service/test_together.py",
     "data/test_preparation.py",
+    "service/test_artifacts_in_s3.py",
 )
 """What takes longest, begun first, so that the end is not one worker's long file."""
 
