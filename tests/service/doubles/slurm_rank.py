@@ -44,6 +44,9 @@ def main() -> int:
 def train(run: rundir.RunDir, cache: Path, how: str, world_size: int) -> int:
     attempt, steps, latest = Attempt(run), run.read_job().steps or 5, run.checkpoints / "latest.json"
     first = json.loads(latest.read_text())["step"] if latest.exists() else 0
+    there = [cache / f"rank-{run.root.name}-{number}" for number in range(world_size)]
+    while not heard and not all(one.exists() for one in there):  # the rendezvous
+        time.sleep(0.02)
     attempt.say(
         events.Attempt(step=first, steps=steps, world_size=world_size, precision="fp32", device="cpu", sequences=9)
     )
