@@ -43,6 +43,7 @@ class ObjectStore:
                "actions": ["Admin", "Read", "Write", "List"]}  # fmt: skip
         (self.folder / "s3.json").write_text(json.dumps({"identities": [who]}))
         command = [WEED, "server", f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
+        command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # not served: their ports are always the same
         command += [f"-s3.config={self.folder / 's3.json'}", "-master.volumeSizeLimitMB=64", "-volume.max=20"]
         for part, http, grpc in zip(("master", "volume", "filer", "s3"), self.ports[:4], self.ports[4:], strict=True):
             command += [f"-{part}.port={http}", f"-{part}.port.grpc={grpc}"]
