@@ -88,7 +88,14 @@ async def measure(url: str, pid: int, args: argparse.Namespace) -> None:
             await asyncio.sleep(0.2)
         print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before; one core is kept busy by the trainer")
         port = http.base_url.port or 80
-        watching = [asyncio.create_task(watch(port, job["events"])) for _ in range(args.watchers)]
+        came: list[float] = []
+        start = time.perf_counter()
+        watching = [asyncio.create_task(watch(port, job["events"], came)) for _ in range(args.watchers)]
+        while len(came) < args.watchers:
+            await asyncio.sleep(0.01)
+        if came:
+            print(f"{len(came)} watchers that came at once: the last is answered after "
+                  f"{(came[-1] - start) * 1e3:.0f} ms")  # fmt: skip
         began = cpu_seconds(pid)
         waits = sorted(await ask(port, job["links"]["self"], args.rate, args.seconds))
         used = (cpu_seconds(pid) - began) / args.seconds
@@ -143,10 +150,12 @@ async def ask(port: int, path: str, rate: int, seconds: float) -> list[float]:
     return list(await asyncio.gather(*tasks))
 
 
-async def watch(port: int, path: str) -> int:
-    """Follow a job to its end; how many events came."""
+async def watch(port: int, path: str, came: list[float]) -> int:
+    """Follow a job to its end; how many events came. `came` gets the time of the first line."""
     reader, writer = await _open(port, path)
     count = 0
+    await reader.readline()
+    came.append(time.perf_counter())
     while b"event: status" not in (line := await reader.readline()) or b"cancelled" not in await reader.readline():
         count += line.startswith(b"event:")
     writer.close()
