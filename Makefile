@@ -8,7 +8,7 @@ DATA_DIR ?= $(HOME)/.local/share/etd-jobs
 BIN      := $(VENV)/bin
 READY    := $(VENV)/.installed
 
-.PHONY: help setup demo serve test check lock clean
+.PHONY: help setup demo serve test gpu check lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -30,6 +30,10 @@ serve: setup     ## run the job server on $(HOST):$(PORT)
 
 test: setup      ## all tests that this machine can run, two files at a time
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
+
+gpu: setup       ## the tests that need a GPU, then the step's benchmark on it
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m benchmarks.step --device cuda
 
 check: setup     ## linters, types, import floors
 	$(BIN)/ruff check .

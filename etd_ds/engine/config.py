@@ -109,6 +109,11 @@ def check(config: Mapping[str, Any], name: str) -> None:
             "a run would skip every update",
             got=scale,
         )
+    if cast := config.get("fp16", {}).get("auto_cast", False):
+        raise errors.ConfigError(
+            f"deepspeed: {name}: fp16.auto_cast wanted false, got {cast!r}: a batch is ids, which are not rounded",
+            got=cast,
+        )
     if _enabled(config, "bf16") and _enabled(config, "fp16"):
         raise errors.ConfigError(f"deepspeed: {name}: wanted bf16 or fp16, got both enabled")
 

@@ -55,6 +55,7 @@ def test_keys_that_are_not_its_own_are_refused_by_name(tmp_path, key):
         ('{"zero_optimization": 2}', "zero_optimization wanted an object, got 2"),
         ('{"bf16": true}', "bf16 wanted an object, got True"),
         ('{"fp16": null}', "fp16 wanted an object, got None"),
+        ('{"fp16": {"enabled": true, "auto_cast": true}}', "fp16.auto_cast wanted false"),
         ('{"zero_optimization": {"stage": 4}}', "0, 1, 2 or 3"),
         ('{"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}}', "zero_optimization.reduce_bucket_size"),
         ('{"zero_optimization": {"stage": true}}', "got True"),
