@@ -42,7 +42,9 @@ class ObjectStore:
         who = {"name": "tests", "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
                "actions": ["Admin", "Read", "Write", "List"]}  # fmt: skip
         (self.folder / "s3.json").write_text(json.dumps({"identities": [who]}))
-        command = [WEED, "server", f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
+        # its logs in its own folder; and it goes on taking files on a disk that is nearly full (its own wish: 1 % free)
+        command = [WEED, f"-logdir={self.folder}", "server", "-volume.minFreeSpace=16MiB"]
+        command += [f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
         command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # not served: their ports are always the same
         command += [f"-s3.config={self.folder / 's3.json'}", "-master.volumeSizeLimitMB=64", "-volume.max=20"]
         for part, http, grpc in zip(("master", "volume", "filer", "s3"), self.ports[:4], self.ports[4:], strict=True):
@@ -60,6 +62,9 @@ class ObjectStore:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
+        for port in self.ports:
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink(missing_ok=True)
 
     def _up(self) -> bool:
         """The bucket is there, and takes something."""
