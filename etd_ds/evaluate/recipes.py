@@ -6,7 +6,7 @@ import importlib.resources
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -102,17 +102,28 @@ class Downstream(_Strict):
         return found
 
 
+class ScoreCurves(_Strict):
+    """Which tasks are scored during training too, after which steps; 0 is the student before it."""
+
+    tasks: tuple[str, ...]
+    steps: tuple[int, ...]
+
+
 class Scale(_Strict):
     spec: dict[str, Any]
     students: dict[str, dict[str, Any]]
     seeds: tuple[int, ...]
     tasks: tuple[str, ...]
     evaluate: Downstream
+    score_curves: ScoreCurves | None = None
     scaled_down: tuple[str, ...]
 
 
 class Figure(_Strict):
+    """Curves of `rows`: their held-out losses, or their downstream scores at a scale's `score_curves`."""
+
     name: str
+    of: Literal["loss", "scores"] = "loss"
     rows: tuple[str, ...]
 
 
@@ -152,6 +163,10 @@ class Recipes(_Strict):
         """The rows that are runs of their own."""
         return [row for row in self.rows if row.spec is not None]
 
+    def scored_over_training(self) -> set[str]:
+        """Names of the rows of which some figure draws the scores."""
+        return {name for figure in self.figures if figure.of == "scores" for name in figure.rows}
+
     def job(self, row: Row, scale: str, seed: int) -> spec.JobSpec:
         """The checked spec of a row. Raises `EtdError` naming the field."""
         assert row.spec is not None
@@ -172,7 +187,9 @@ class Recipes(_Strict):
             for row in self.runnable():
                 if row.student not in at.students:
                     raise ValueError(f"{row.name}: scale {scale} has no student {row.student!r}")
-                self.job(row, scale, at.seeds[0])
+                job = self.job(row, scale, at.seeds[0])
+                if at.score_curves is not None:
+                    _check_kept(scale, at.score_curves, job)
         return self
 
     def _mentioned(self) -> Iterator[str]:
@@ -185,6 +202,19 @@ class Recipes(_Strict):
             yield from (ordering.better, ordering.worse)
         if self.beyond is not None:
             yield from (*self.beyond.rows, self.beyond.against, self.beyond.reach)
+
+
+def _check_kept(scale: str, curves: ScoreCurves, job: spec.JobSpec) -> None:
+    """Raise `ValueError` if a step to be scored leaves no checkpoint behind."""
+    tasks.named(list(curves.tasks))
+    if job.steps is None:
+        raise ValueError(f"{scale}: score_curves wants a schedule in steps, not epochs")
+    saved = [*range(job.checkpoint_every, job.steps, job.checkpoint_every), job.steps]
+    if lacking := set(curves.steps) - {0, *saved[-job.keep_checkpoints :]}:
+        raise ValueError(
+            f"{scale}: score_curves.steps: no checkpoint is kept of {', '.join(map(str, sorted(lacking)))}; mend "
+            "checkpoint_every or keep_checkpoints"
+        )
 
 
 def read(path: Path | None = None) -> Recipes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from statistics import mean
@@ -44,6 +44,8 @@ class Finished(_Data):
     """Of the whole training, counted as the paper does."""
     scores: dict[str, Summary]
     """Downstream, by task."""
+    scores_at: dict[int, dict[str, Summary]] = {}
+    """The same after fewer steps, where they were asked for."""
     device: str
 
     @property
@@ -103,6 +105,22 @@ class Findings(_Data):
         losses, scores = ([mean(of(row)) for row in rows] for of in (self.losses, lambda row: self.scores(row, task)))
         return len(rows), metrics.spearman(-np.array(losses), np.array(scores)) / 100 if rows else 0.0
 
+    def loss_curve(self, row: str) -> dict[int, tuple[float, ...]]:
+        """Held-out losses by step, at those steps that every seed has measured."""
+        by_run = [dict(run.curve.points) for run in self.runs.get(row, {}).values()]
+        shared = sorted(set.intersection(*(set(one) for one in by_run))) if by_run else []
+        return {step: tuple(one[step] for one in by_run) for step in shared}
+
+    def score_curve(self, row: str, task: str) -> dict[int, tuple[float, ...]]:
+        """Headline scores by step, the last one too, where the row was scored over its training."""
+        found: dict[int, tuple[float, ...]] = {}
+        for run in self.runs.get(row, {}).values():
+            if run.scores_at and task in run.scores:
+                for step, scores in (*run.scores_at.items(), (run.curve.points[-1].step, run.scores)):
+                    if task in scores:
+                        found[step] = (*found.get(step, ()), scores[task].headline)
+        return dict(sorted(found.items()))
+
     @property
     def tasks(self) -> tuple[str, ...]:
         """Tasks that any student was scored on, in the table's order."""
@@ -115,7 +133,7 @@ def collect(out: Path, asked: Reproduction) -> Findings:
     runs: dict[str, dict[int, Finished]] = {}
     missing = []
     for member in members(out, asked):
-        found = _finished(member)
+        found = _finished(member, asked)
         if found is None:
             missing.append(f"{member.row.name}, seed {member.seed}")
         else:
@@ -155,7 +173,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _finished(member: Member) -> Finished | None:
+def _finished(member: Member, asked: Reproduction) -> Finished | None:
     if not member.run.result.exists():
         return None
     job, plan = member.run.read_job(), member.run.read_plan()
@@ -170,8 +188,15 @@ def _finished(member: Member) -> Finished | None:
         curve=curve,
         paper_flops=curve.points[-1].step * curves.per_step(job, plan, mode="electra_compat"),
         scores=_summaries(member.scores),
+        scores_at=_scores_at(member, asked),
         device=attempts[-1].device if attempts else "",
     )
+
+
+def _scores_at(member: Member, asked: Reproduction) -> dict[int, dict[str, Summary]]:
+    wanted = asked.recipes.scales[asked.scale].score_curves
+    found = {step: _summaries(member.scores_at(step)) for step in (wanted.steps if wanted else ())}
+    return {step: scores for step, scores in found.items() if scores}
 
 
 def _summaries(folder: Path) -> dict[str, Summary]:
@@ -182,10 +207,3 @@ def _summaries(folder: Path) -> dict[str, Summary]:
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in folder.glob("*.json") if path.stem in tasks.TASKS)
-
-
-def average(curves_: Sequence[Curve]) -> list[tuple[int, float]]:
-    """Mean loss over several runs, at the steps that all have measured."""
-    shared = set.intersection(*({point.step for point in curve.points} for curve in curves_))
-    by_run = [{point.step: point.loss for point in curve.points} for curve in curves_]
-    return [(step, mean(one[step] for one in by_run)) for step in sorted(shared)]

@@ -1,4 +1,4 @@
-"""Loss curves as SVG pictures. Needs matplotlib, an optional extra; without it there are none."""
+"""Curves as SVG pictures. Needs matplotlib, an optional extra; without it there are none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 Lines = Mapping[str, Sequence[tuple[float, float]]]
-"""Name of a row -> (x, loss)."""
+"""Name of a row -> (x, y)."""
 
 
 def available() -> bool:
@@ -19,8 +19,8 @@ def available() -> bool:
     return True
 
 
-def draw(path: Path, lines: Lines, *, across: str) -> None:
-    """Write an SVG of losses (logarithmic) over `across`. The same lines give the same bytes."""
+def draw(path: Path, lines: Lines, *, across: str, up: str = "held-out loss", logarithmic: bool = True) -> None:
+    """Write an SVG of `up` over `across`. The same lines give the same bytes."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": "etd-ds", "svg.fonttype": "none"}):
@@ -31,8 +31,9 @@ def draw(path: Path, lines: Lines, *, across: str) -> None:
         for name, points in lines.items():
             axes.plot([x for x, _ in points], [y for _, y in points], label=name, marker=".", markersize=3)
         axes.set_xlabel(across)
-        axes.set_ylabel("held-out loss")
-        axes.set_yscale("log")
+        axes.set_ylabel(up)
+        if logarithmic:
+            axes.set_yscale("log")
         axes.grid(alpha=0.3, which="both")
         axes.legend()
         figure.savefig(path, format="svg", metadata={"Date": None})

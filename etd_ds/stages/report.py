@@ -6,11 +6,12 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from typing import NamedTuple
 
 from etd_ds.contract import rundir
 from etd_ds.evaluate.curves import Curve
-from etd_ds.evaluate.recipes import Beyond, Table1
-from etd_ds.stages import document, findings, plots, reproduction
+from etd_ds.evaluate.recipes import Beyond, Figure, Table1
+from etd_ds.stages import document, plots, reproduction
 from etd_ds.stages.document import Bullets, Code, Picture, Section, Table
 from etd_ds.stages.findings import Findings
 
@@ -122,9 +123,10 @@ def _sections(found: Findings, pictures: Sequence[Picture]) -> Iterator[Section]
                 _beyond(found, found.asked.recipes.beyond),
             ],
         )
-    for figure in found.asked.recipes.figures:
-        shown = [picture for picture in pictures if picture.shows.startswith(figure.name)]
-        yield Section(figure.name, [*shown, _curve_table(found, figure.rows)])
+    for number, figure in enumerate(found.asked.recipes.figures, 1):
+        for panel in _panels(found, number, figure):
+            shown = [picture for picture in pictures if picture.shows.startswith(f"{panel.title} over ")]
+            yield Section(panel.title, [*shown, _curve_table(panel)])
 
 
 def _what(found: Findings) -> Iterator[str | Bullets | Code]:
@@ -285,18 +287,38 @@ def _difference(values: Sequence[float], form: str) -> str:
 # ---------------------------------------------------------------- curves
 
 
-def _rows_with_curves(found: Findings, names: Sequence[str]) -> dict[str, list[Curve]]:
-    return {name: [run.curve for run in found.runs[name].values()] for name in names if name in found.runs}
+class Panel(NamedTuple):
+    """One diagram of a figure."""
+
+    title: str
+    """Begins with the figure's name."""
+    file: str
+    """Its pictures' file names begin so."""
+    up: str
+    digits: int
+    curves: dict[str, dict[int, tuple[float, ...]]]
+    """Row -> step -> values, those of the seeds."""
 
 
-def _curve_table(found: Findings, names: Sequence[str], points: int = 11) -> Table:
-    """Mean losses at evenly chosen measured steps."""
-    lines = {name: findings.average(several) for name, several in _rows_with_curves(found, names).items()}
-    steps = sorted({step for line in lines.values() for step, _ in line})
+def _panels(found: Findings, number: int, figure: Figure) -> Iterator[Panel]:
+    """The losses of a figure's rows, or one diagram for each task that they were scored on while they trained."""
+    if figure.of == "loss":
+        losses = {name: found.loss_curve(name) for name in figure.rows if name in found.runs}
+        yield Panel(figure.name, f"figure{number}", "held-out loss", 4, losses)
+        return
+    for task in found.tasks:
+        scores = {name: curve for name in figure.rows if (curve := found.score_curve(name, task))}
+        if scores:
+            yield Panel(f"{figure.name}: {task}", f"figure{number}-{task}", f"{task}, per cent", 1, scores)
+
+
+def _curve_table(panel: Panel, points: int = 11) -> Table:
+    """Values at evenly chosen measured steps."""
+    steps = sorted({step for curve in panel.curves.values() for step in curve})
     chosen = sorted({steps[round(i * (len(steps) - 1) / (points - 1))] for i in range(points)}) if steps else []
-    by_step = {name: dict(line) for name, line in lines.items()}
-    rows = [[str(step), *(f"{by[step]:.4f}" if step in by else "–" for by in by_step.values())] for step in chosen]
-    return Table(["step", *by_step], rows)
+    form = f".{panel.digits}f"
+    rows = [[str(step), *(_shown(curve.get(step, ()), form) for curve in panel.curves.values())] for step in chosen]
+    return Table(["step", *panel.curves], rows)
 
 
 def _draw(found: Findings, into: Path) -> list[Picture]:
@@ -304,19 +326,19 @@ def _draw(found: Findings, into: Path) -> list[Picture]:
         return []
     pictures = []
     for number, figure in enumerate(found.asked.recipes.figures, 1):
-        drawn = _rows_with_curves(found, figure.rows)
-        if not drawn:
-            continue
-        scaled: list[tuple[str, str, Callable[[Curve, int], float]]] = [
-            ("steps", "optimizer steps", lambda curve, step: step),
-            ("flops", "FLOPs, teacher and student", Curve.cost),
-        ]
-        for kind, across, place in scaled:
-            file = f"figure{number}-{kind}.svg"
-            lines = {
-                name: [(place(several[0], step), loss) for step, loss in findings.average(several)]
-                for name, several in drawn.items()
-            }
-            plots.draw(into / file, lines, across=across)
-            pictures.append(Picture(file, f"{figure.name} over {across}"))
+        for panel in _panels(found, number, figure):
+            if not panel.curves:
+                continue
+            scaled: list[tuple[str, str, Callable[[Curve, int], float]]] = [
+                ("steps", "optimizer steps", lambda curve, step: step),
+                ("flops", "FLOPs, teacher and student", Curve.cost),
+            ]
+            for kind, across, place in scaled:
+                lines = {}
+                for name, curve in panel.curves.items():
+                    costs = next(iter(found.runs[name].values())).curve
+                    lines[name] = [(place(costs, step), mean(values)) for step, values in curve.items()]
+                file = f"{panel.file}-{kind}.svg"
+                plots.draw(into / file, lines, across=across, up=panel.up, logarithmic=figure.of == "loss")
+                pictures.append(Picture(file, f"{panel.title} over {across}"))
     return pictures

@@ -21,6 +21,7 @@ import torch
 from etd_ds.contract import errors, launch, spec
 from etd_ds.evaluate import door, tasks
 from etd_ds.stages import progress
+from etd_ds.stages.export import revision
 from etd_ds.stages.extract import check, extract
 from etd_ds.stages.reproduction import TEACHER, Member, Reproduction, keep, lay, members
 
@@ -63,9 +64,9 @@ class Workshop:
             if member.run.read_result() is None:
                 self._check_room(job)
         at = asked.recipes.scales[asked.scale]
-        chosen = at.tasks if self.tasks is None else self.tasks
-        for task in tasks.named(list(chosen)):
-            door.open_task(task, self.data)  # a file that lacks is said before hours of training
+        chosen = [task.name for task in tasks.named(list(at.tasks if self.tasks is None else self.tasks))]
+        for name in chosen:
+            door.open_task(tasks.TASKS[name], self.data)  # a file that lacks is said before hours of training
         keep(self.out, asked)
         for member, job in zip(cast, jobs, strict=True):
             lay(member.run, job)
@@ -75,9 +76,14 @@ class Workshop:
                 extract(member.run, cache=self.cache, report=self.report)
         torch.cuda.empty_cache()  # the trainers need what extraction took; without a GPU this does nothing
         failed = self._all([(f"distill {_name(group)}", partial(self._train, group)) for group in self._groups(cast)])
+        argv = [*at.evaluate.argv(), *(["--data", str(self.data)] if self.data else [])]
         if chosen:
-            argv = [*at.evaluate.argv(), "--task", *chosen, *(["--data", str(self.data)] if self.data else [])]
-            failed += self._all(list(self._scoring(argv, cast)))
+            failed += self._all(list(self._scoring([*argv, "--task", *chosen], cast)))
+        if curves := at.score_curves:
+            scored = [name for name in chosen if tasks.TASKS[name] in tasks.named(list(curves.tasks))]
+            drawn = [member for member in cast if member.row.name in asked.recipes.scored_over_training()]
+            if scored:
+                failed += self._all(list(self._scoring_steps([*argv, "--task", *scored], drawn, curves.steps)))
         if failed:
             raise errors.TrainingError(
                 f"{len(failed)} of the commands failed: {'; '.join(failed)}. Mend the cause and start the same command "
@@ -122,6 +128,26 @@ class Workshop:
         teacher = cast[0].run.read_job().teacher
         folder = self.out / "scores" / TEACHER
         yield "score the teacher", partial(self._score, teacher, folder, [*argv, *_seed(cast[0])])
+
+    def _scoring_steps(
+        self, argv: Sequence[str], cast: Sequence[Member], steps: Sequence[int]
+    ) -> Iterator[tuple[str, Work]]:
+        """The same of finished students as they were after so many steps."""
+        for member in cast:
+            if member.run.read_result() is not None:
+                for step in steps:
+                    more = [*argv, *_seed(member)]
+                    yield f"score {_name([member])}, step {step}", partial(self._score_step, member, step, more)
+
+    def _score_step(self, member: Member, step: int, more: Sequence[str], slot: int) -> str | None:
+        model = member.run.init
+        if step:
+            try:
+                revision(member.run, step)
+            except errors.RunFolderError as error:
+                return f"scoring {_name([member])}, step {step}: {error}"
+            model = member.run.revisions / f"step-{step}"
+        return self._score(str(model), member.scores_at(step), more, slot)
 
     def _score(self, model: str, out: Path, more: Sequence[str], slot: int) -> str | None:
         out.mkdir(parents=True, exist_ok=True)

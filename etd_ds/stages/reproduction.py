@@ -3,6 +3,7 @@
 OUT/reproduction.json            what was asked: recipes, scale, seeds, rows
 OUT/runs/<row>-seed<n>/          the run folder
 OUT/scores/<row>-seed<n>/        `etd-ds evaluate` of its student; `OUT/scores/teacher/` of its teacher
+OUT/scores/<row>-seed<n>/step-<k>/    the same of the student as it was after so many steps
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ class Member(NamedTuple):
     seed: int
     run: rundir.RunDir
     scores: Path
+
+    def scores_at(self, step: int) -> Path:
+        """Where the scores of a step before the last stand."""
+        return self.scores / f"step-{step}"
 
 
 def members(out: Path, asked: Reproduction) -> list[Member]:

@@ -98,6 +98,8 @@ rows:
         (("student: s,", "student: t,"), "A: scale one has no student 't'"),
         (("student: s,", ""), "A: wanted student and spec together"),
         (("tasks: []", "tasks: [rte]"), "wanted sst2"),
+        (("seeds: [0]", "score_curves: {tasks: [sst2], steps: [0, 1]}, seeds: [0]"), "no checkpoint is kept of 1"),
+        (("seeds: [0]", "score_curves: {tasks: [rte], steps: [2]}, seeds: [0]"), "wanted sst2"),
         (("seeds: [0]", "seeds: [x]"), "seeds.0: Input should be a valid integer"),
         (("title: T", "title: [T"), "is not YAML"),
         (("title: T", "title: T\norderings: [{better: B, worse: A}]"), "named, but no row that runs: B"),

@@ -18,7 +18,7 @@ from etd_ds.stages import findings, plots, report, reproduce, reproduction
 OWN = """
 title: Own
 base: {teacher: embedded, corpus: embedded, seq_length: 32, batch_size: 8, steps: 4, validation_sequences: 8,
-       validate_every: 2, checkpoint_every: 4, keep_checkpoints: 1, log_every: 1}
+       validate_every: 2, checkpoint_every: 2, keep_checkpoints: 3, log_every: 1}
 scales:
   tiny:
     spec: {}
@@ -26,6 +26,7 @@ scales:
     seeds: [0]
     tasks: [wiki_pair]
     evaluate: {learning_rates: [1.0e-4], epochs: [1], train_limit: 16, eval_limit: 8}
+    score_curves: {tasks: [wiki_pair], steps: [0, 2]}
     scaled_down: [everything]
 rows:
   - {name: Random, student: s, spec: {mode: none}}
@@ -34,7 +35,7 @@ rows:
     spec: {mode: rand}
     paper: {table2: {loss: 1.2, score: 80, squad_f1: 80, squad_em: 70, average: 80}}
   - {name: "Drawn, early", trained: {row: Drawn, reaches: Random, percent: 50}}
-figures: [{name: Losses, rows: [Random, Drawn]}]
+figures: [{name: Losses, rows: [Random, Drawn]}, {name: Scores, of: scores, rows: [Drawn]}]
 orderings: [{better: Drawn, worse: Random}]
 """
 
@@ -93,12 +94,27 @@ def test_the_report_says_what_the_folders_say(reproduced: tuple[Path, Path, Path
     text = (tmp_path / "report.md").read_text()
     for wanted in (f"{losses['Drawn']:.4f}", "wiki\\_pair", "floor: bag of words", "| 50 % |", "everything"):
         assert wanted in text
-    assert len(files) == (5 if plots.available() else 3)
+    assert len(files) == (7 if plots.available() else 3)
     again = [path.read_bytes() for path in files]
     kept = findings.read(tmp_path / report.RESULTS)
     assert kept == found
     assert [path.read_bytes() for path in report.write(kept, tmp_path)] == again
     assert f"| Drawn | 1 | {found.starts('Drawn')[0]:.3f} | {losses['Drawn']:.4f} |" in report.summary(kept)
+
+
+@pytest.mark.slow
+def test_a_row_is_scored_over_its_training(reproduced: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    _, out, _ = reproduced
+    found = findings.collect(out, reproduction.read(out))
+    scored = found.runs["Drawn"][0]
+    assert list(found.score_curve("Drawn", "wiki_pair")) == [0, 2, 4]
+    assert found.score_curve("Random", "wiki_pair") == {}
+    run = rundir.RunDir(out / "runs" / "drawn-seed0")
+    for step, folder in ((0, run.init), (2, run.revisions / "step-2"), (4, run.student)):
+        scores = scored.scores if step == 4 else scored.scores_at[step]
+        assert scores["wiki_pair"].model_sha256 == rundir.digest(folder / "model.safetensors").sha256
+    report.write(found, tmp_path)
+    assert "## Scores: wiki\\_pair" in (tmp_path / "report.md").read_text()
 
 
 @pytest.mark.slow
@@ -118,7 +134,8 @@ def test_other_recipes_do_not_mix_with_these(reproduced: tuple[Path, Path, Path]
 def test_ended_from_outside_it_leaves_no_trainer_behind(reproduced: tuple[Path, Path, Path], tmp_path: Path) -> None:
     file, _, cache = reproduced
     long = tmp_path / "long.yaml"
-    long.write_text(file.read_text().replace("steps: 4", "steps: 100000"))
+    changed = file.read_text().replace("steps: 4", "steps: 100000").replace("steps: [0, 2]", "steps: [0]")
+    long.write_text(changed)
     out = tmp_path / "out"
     child = subprocess.Popen(command(long, out, cache, "--rows", "Random"), cwd=launch.REPOSITORY)
     run = rundir.RunDir(out / "runs" / "random-seed0")
