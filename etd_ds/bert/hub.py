@@ -95,7 +95,7 @@ def _asking(hub: teachers.Hub) -> Iterator[None]:
         ) from error
     except _UNREACHABLE as error:
         raise errors.TeacherError(
-            f"teacher: {name} could not be fetched from the model hub ({type(error).__name__}); "
-            "check the network, or use 'embedded' or a local folder",
+            f"teacher: {name} is no folder here, and could not be fetched from the model hub ({type(error).__name__}); "
+            "check the name and the network, or use 'embedded' or a local folder",
             got=name,
         ) from error

@@ -188,6 +188,8 @@ class Recipes(_Strict):
                 if row.student not in at.students:
                     raise ValueError(f"{row.name}: scale {scale} has no student {row.student!r}")
                 job = self.job(row, scale, at.seeds[0])
+                if not job.validation_sequences:
+                    raise ValueError(f"{row.name}: scale {scale} measures no held-out loss (validation_sequences is 0)")
                 if at.score_curves is not None:
                     _check_kept(scale, at.score_curves, job)
         return self
