@@ -11,7 +11,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--out", type=Path, metavar="DIR", help="the folder of `etd-ds reproduce`")
     source.add_argument("--results", type=Path, metavar="FILE", help="a report's results.json instead")
     parser.add_argument("--into", type=Path, metavar="DIR", help="folder of the report (default: report, beside them)")
-    parser.add_argument("--table", action="store_true", help="print one table of all rows and write nothing")
+    parser.add_argument(
+        "--table", nargs="*", metavar="ROW", help="print one table of these rows (default: all), and write nothing"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -21,8 +23,8 @@ def run(args: argparse.Namespace) -> int:
         found, beside = findings.read(args.results), args.results.parent
     else:
         found, beside = findings.collect(args.out, reproduction.read(args.out)), args.out
-    if args.table:
-        print(report.summary(found))
+    if args.table is not None:
+        print(report.summary(found, [found.asked.recipes.row(name).name for name in args.table]))
         return 0
     for path in report.write(found, args.into or beside / "report"):
         print(path)

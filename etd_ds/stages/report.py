@@ -48,12 +48,12 @@ def write(found: Findings, into: Path) -> list[Path]:
     return [into / name for name in ("report.md", "report.html", RESULTS)] + [into / one.file for one in pictures]
 
 
-def summary(found: Findings) -> str:
-    """One Markdown table of all rows: held-out loss, how soon as good as the baseline, downstream scores."""
+def summary(found: Findings, only: Sequence[str] = ()) -> str:
+    """One Markdown table of all rows, or of some: held-out loss, how soon as good as the baseline, downstream scores."""
     reach = found.asked.recipes.beyond.reach if found.asked.recipes.beyond else None
     rows = []
     for row in found.asked.recipes.runnable():
-        if not (runs := list(found.runs.get(row.name, {}).values())):
+        if not (runs := list(found.runs.get(row.name, {}).values())) or (only and row.name not in only):
             continue
         same = reach in found.runs and runs[0].objective == next(iter(found.runs[reach].values())).objective
         cells = [_shown(found.starts(row.name), ".3f"), _shown(found.losses(row.name), ".4f")]
