@@ -144,13 +144,16 @@ class Admission:
             with self._changed:
                 self._entering[tenant] -= 1
 
-    def discard(self, job: Job) -> bool:
-        """Forget an ended or paused job and its files; False if it is neither. What is left is swept up later."""
-        if not self._store.delete(job.id):
+    def discard(self, job_id: str, *, ended_before: float | None = None) -> bool:
+        """Forget an ended or paused job and its files; False if it is neither, or did not end before that time.
+
+        What is left is swept up later.
+        """
+        if not self._store.delete(job_id, ended_before=ended_before):
             return False
-        aside = self._settings.incoming / f"{GONE}{job.id}"
+        aside = self._settings.incoming / f"{GONE}{job_id}"
         with suppress(FileNotFoundError):  # the folder is lost, which is what was asked for
-            (self._settings.runs / job.id).rename(aside)
+            (self._settings.runs / job_id).rename(aside)
         self._storage.remove(aside)
         return True
 

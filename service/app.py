@@ -17,7 +17,7 @@ from fastapi.telemetry import TelemetryConfig
 
 from etd_ds import __version__
 from etd_ds.contract import errors
-from service import problems, tracing
+from service import audit, problems, tracing
 from service.admission import Admission, JobRequest
 from service.backlog import Backlog
 from service.database import Database
@@ -27,8 +27,8 @@ from service.executors.slurm import SlurmExecutor
 from service.extraction import Extractor
 from service.extractions import Extractions
 from service.keys import Keys
-from service.limits import Limiter
-from service.metrics import Latencies, LatencyMiddleware
+from service.limits import Limiter, Places
+from service.metrics import AnswerMiddleware, Latencies
 from service.outbox import Outbox
 from service.presence import Presence
 from service.publisher import Publisher
@@ -63,9 +63,10 @@ def create_app(settings: Settings) -> FastAPI:
     extractor, latencies = Extractor(settings), Latencies()
     jobs_queue = Queue(database)
     scheduler = Scheduler(settings, jobs_queue, _executor(settings))
-    publisher = Publisher(settings, store, bucket) if bucket else None
     extractions = Extractions(database, store)
     backlog = Backlog(settings, store, extractions, extractor, scheduler.wake)
+    admission = Admission(settings, store, storage, jobs_queue, extractor, backlog)
+    publisher = Publisher(settings, store, bucket, admission.discard) if bucket or settings.keep_days else None
     outbox = Outbox(database)
     sender = Sender(settings, outbox)
 
@@ -106,16 +107,17 @@ def create_app(settings: Settings) -> FastAPI:
         keys=keys,
         outbox=outbox,
         limiter=Limiter(settings.rate),
+        streams=Places(settings.streams),
         latencies=latencies,
         extractor=extractor,
-        admission=Admission(settings, store, storage, jobs_queue, extractor, backlog),
+        admission=admission,
         wake=scheduler.wake,
         scheduler_seen=lambda: scheduler.last_round,
         version=__version__,
     )
     app.state.register = scheduler.register
     app.state.drain = [scheduler.drain, backlog.drain]
-    app.add_middleware(LatencyMiddleware, latencies=latencies)
+    app.add_middleware(AnswerMiddleware, tell=(latencies.answered, audit.answered))
     problems.install(app)
     for room in (health, jobs, watch, downloads, webhooks):
         app.include_router(room.router)

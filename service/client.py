@@ -158,6 +158,7 @@ class Client:
     def events(self, job_id: str, after: int | None = None) -> Iterator[dict[str, Any]]:
         """Events from offset `after` on until the job has ended, each with its `id`; connects anew when cut off."""
         failures = 0
+        refusal: ServiceError | None = None
         while True:
             try:
                 for event in self._events_once(job_id, after):
@@ -167,13 +168,14 @@ class Client:
                     if event["type"] == "status" and event["status"] in ENDED:
                         return
             except httpx.TransportError:
-                pass
+                refusal = None
             except ServiceError as error:
                 if error.status not in _BUSY:
                     raise
+                refusal = error
             failures += 1
             if failures > _RECONNECTS:
-                raise ServiceError(0, {"detail": f"{self._http.base_url} does not answer any more"})
+                raise refusal or ServiceError(0, {"detail": f"{self._http.base_url} does not answer any more"})
             time.sleep(_RECONNECT_SECONDS)
 
     def wait(self, job_id: str) -> dict[str, Any]:

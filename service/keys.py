@@ -84,11 +84,13 @@ class Keys:
         with self._database.look() as connection:
             return connection.scalar(sa.select(api_keys.c.id).limit(1)) is not None
 
-    def revoke(self, key_id: str) -> bool:
-        """End a key at once; False if there is none of that id."""
-        change = api_keys.update().where(api_keys.c.id == key_id).values(revoked=time.time())
+    def revoke(self, key_id: str) -> Key | None:
+        """End a key at once; none if there is none of that id. One that was revoked before stays so since then."""
+        since = sa.func.coalesce(api_keys.c.revoked, time.time())
+        change = api_keys.update().where(api_keys.c.id == key_id).values(revoked=since).returning(api_keys)
         with self._database.write() as connection:
-            return connection.execute(change).rowcount == 1
+            row = connection.execute(change).mappings().first()
+        return _key(row) if row else None
 
 
 def _hash(secret: str) -> str:

@@ -1,9 +1,10 @@
-"""How fast one caller may ask: a bucket of tokens each, refilled steadily."""
+"""How fast one caller may ask: a bucket of tokens each, refilled steadily. How much a tenant may hold at once."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 
 _MOST_CALLERS = 10_000
 
@@ -29,3 +30,24 @@ class Limiter:
             while len(self._left) > _MOST_CALLERS:  # dictionaries keep their order: the quietest callers go
                 del self._left[next(iter(self._left))]
         return 0.0 if allowed else (1 - left) * 60 / self._most
+
+
+class Places:
+    """Each tenant has `most` places; 0 gives as many as are asked for."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._taken: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def take(self, tenant: str) -> bool:
+        """Whether the tenant got one, which has to be given back."""
+        with self._lock:
+            if self._most and self._taken[tenant] >= self._most:
+                return False
+            self._taken[tenant] += 1
+        return True
+
+    def give_back(self, tenant: str) -> None:
+        with self._lock:
+            self._taken[tenant] -= 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,7 +21,10 @@ class Latencies:
         self._counts: dict[tuple[str, str, int], list[int]] = defaultdict(lambda: [0] * (len(BOUNDS) + 1))
         self._sums: dict[tuple[str, str, int], float] = defaultdict(float)
 
-    def note(self, method: str, route: str, status: int, seconds: float) -> None:
+    def answered(self, scope: Scope, status: int, seconds: float) -> None:
+        """Note an answer. Routes are named by their templates, so that ids make no new series."""
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        route = getattr(scope.get("route"), "path", "none")
         bucket = next((number for number, bound in enumerate(BOUNDS) if seconds <= bound), len(BOUNDS))
         with self._lock:
             self._counts[method, route, status][bucket] += 1
@@ -45,27 +48,37 @@ class Latencies:
         return found
 
 
-class LatencyMiddleware:
-    """Notes every answer. Routes are named by their templates, so that ids make no new series."""
+class AnswerMiddleware:
+    """Tells of every answer: what it answers, its status, and the seconds until its first byte."""
 
-    def __init__(self, app: ASGIApp, latencies: Latencies) -> None:
+    def __init__(self, app: ASGIApp, tell: Sequence[Callable[[Scope, int, float], None]]) -> None:
         self._app = app
-        self._latencies = latencies
+        self._tell = tell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
+        told = False
+
+        def answer(status: int) -> None:
+            nonlocal told
+            told = True
+            for tell in self._tell:
+                tell(scope, status, time.perf_counter() - began)
 
         async def noting(message: Message) -> None:
             if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "none")
-                method = scope["method"] if scope["method"] in _METHODS else "other"
-                self._latencies.note(method, route, message["status"], time.perf_counter() - began)
+                answer(message["status"])
             await send(message)
 
-        await self._app(scope, receive, noting)
+        try:
+            await self._app(scope, receive, noting)
+        except Exception:
+            if not told:  # its answer is made further out
+                answer(500)
+            raise
 
 
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))

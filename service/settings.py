@@ -106,11 +106,15 @@ class Settings:
     """Hosts that webhooks may call although they are private, and over http."""
     webhook_backoff: float = 5.0
     """Wait before a webhook is tried a second time; each further wait is four times as long."""
+    streams: int = 100
+    """Event streams and followed logs that a tenant may have open; 0 means no limit."""
     rate: int = 0
     """Changes (jobs made, cancelled, …) that a caller may ask for in a minute; 0 means no limit."""
     max_body: int = 64 * 1024
     """Size of a request's body."""
 
+    keep_days: float = 0.0
+    """For how many days jobs are kept that have ended; 0: for ever."""
     artifacts: str = ""
     """`s3://BUCKET/PREFIX`, to which students and checkpoints are published; empty: the data folder is all there is."""
     redirect: int = 0
@@ -136,6 +140,11 @@ class Settings:
         return self.data_dir / "incoming"
 
     @property
+    def revised(self) -> Path:
+        """Empty files named after jobs that have a new revision, for the server that publishes."""
+        return self.data_dir / "revised"
+
+    @property
     def nowhere(self) -> Path:
         """An empty folder in which worker and trainers run, so that no reference means a relative path."""
         return self.data_dir / "nowhere"
@@ -156,7 +165,7 @@ class Settings:
 
     def prepare(self) -> None:
         """Make the folders of the server."""
-        for folder in (self.data_dir, self.runs, self.incoming, self.nowhere, self.cache):
+        for folder in (self.data_dir, self.runs, self.incoming, self.revised, self.nowhere, self.cache):
             folder.mkdir(parents=True, exist_ok=True)
 
 

@@ -169,11 +169,19 @@ class Store:
                 outbox.note(connection, [job_id])
         return self.get(job_id)
 
-    def delete(self, job_id: str) -> bool:
-        """Forget a job that holds nothing; False if it is running or may begin to."""
-        idle = jobs.c.status.in_((*statuses.ENDED, "paused"))
+    def ended_before(self, when: float, limit: int) -> list[str]:
+        """Jobs that ended before that time, the oldest first."""
+        query = sa.select(jobs.c.id).where(jobs.c.status.in_(statuses.ENDED), jobs.c.ended < when)
+        with self._database.look() as connection:
+            return list(connection.scalars(query.order_by(jobs.c.ended).limit(limit)))
+
+    def delete(self, job_id: str, *, ended_before: float | None = None) -> bool:
+        """Forget a job that holds nothing; False if it is running or may begin to, or did not end before that time."""
+        which = [jobs.c.id == job_id, jobs.c.status.in_((*statuses.ENDED, "paused"))]
+        if ended_before is not None:
+            which.append(jobs.c.ended < ended_before)
         with self._database.write() as connection:
-            return connection.execute(jobs.delete().where(jobs.c.id == job_id, idle)).rowcount == 1
+            return connection.execute(jobs.delete().where(*which)).rowcount == 1
 
     def unfinished(self, tenant: str) -> int:
         """How many of a tenant's jobs have not ended."""

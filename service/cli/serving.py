@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from etd_ds.contract import errors
+from service import audit
 from service.cli import working
 from service.database import Database
 from service.executors import slurm_flags
@@ -47,8 +48,10 @@ def _serve(commands: Any) -> None:
     working.add_settings(
         parser,
         ("quota", int, "jobs that a tenant may have queued, running or paused; 0: no limit"),
+        ("streams", int, "event streams and followed logs that a tenant may have open; 0: no limit"),
         ("rate", int, "changes that a caller may ask for in a minute; 0: no limit"),
         ("respond-within", float, "seconds that a request waits for its extraction before it is answered 202"),
+        ("keep-days", float, "days after which a job that has ended is removed, as DELETE does it; 0: never"),
         ("webhook-backoff", float, "seconds before a webhook is tried again; each further wait is 4 times as long"),
         ("extraction-timeout", float, "seconds that an extraction may take"),
         ("extraction-memory", int, "bytes of memory that the extraction may take; 0: no limit"),
@@ -85,7 +88,9 @@ def _run_server(args: argparse.Namespace) -> int:
         artifacts=args.artifacts,
         redirect=args.redirect,
         quota=args.quota,
+        streams=args.streams,
         rate=args.rate,
+        keep_days=args.keep_days,
         respond_within=args.respond_within,
         webhook_hosts=frozenset(args.webhook_host),
         webhook_backoff=args.webhook_backoff,
@@ -146,6 +151,7 @@ def _keys(commands: Any) -> None:
         verb.add_argument("--data-dir", type=Path, metavar="DIR", help="the server's data folder")
         verb.add_argument("--database", default=environment("DATABASE"), metavar="URL",
                           help="or its database (default: $ETD_JOBS_DATABASE)")  # fmt: skip
+        verb.add_argument("--log-json", action="store_true", help="log one JSON object a line")
 
 
 def _open_keys(args: argparse.Namespace) -> Keys:
@@ -156,6 +162,7 @@ def _open_keys(args: argparse.Namespace) -> Keys:
     if not args.database and args.verb != "create" and not folder.is_dir():
         raise errors.EtdError(f"--data-dir: wanted a server's data folder, got {folder}, which is not there")
     database = Database(Settings(data_dir=folder, database=args.database).database_url)
+    working.set_up_log(args)
     database.create()
     return Keys(database)
 
@@ -169,6 +176,7 @@ def _run_create_key(args: argparse.Namespace) -> int:
     secret, key = _open_keys(args).create(args.name[:100], args.tenant, args.scopes, days=args.days)
     print(secret)
     print(f"key {key.id} of tenant {key.tenant}; keep it: it is not shown again", file=sys.stderr)
+    audit.note("key_create", 201, tenant=key.tenant, key=key.id, name=key.name)
     return 0
 
 
@@ -185,7 +193,9 @@ def _run_list_keys(args: argparse.Namespace) -> int:
 
 
 def _run_revoke_key(args: argparse.Namespace) -> int:
-    if not _open_keys(args).revoke(args.key):
+    key = _open_keys(args).revoke(args.key)
+    if key is None:
         raise errors.EtdError(f"there is no key {args.key!r}", got=args.key)
+    audit.note("key_revoke", 200, tenant=key.tenant, key=key.id, name=key.name)
     print(f"{args.key} is revoked")
     return 0

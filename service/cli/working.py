@@ -27,6 +27,7 @@ class JsonLines(logging.Formatter):
         entry = {"time": record.created, "level": record.levelname, "logger": record.name}
         job = getattr(record, "job", None)
         entry |= {"message": record.getMessage(), "job": job, "trace_id": tracing.trace_id(job)}
+        entry |= getattr(record, "audit", {})
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
         return json.dumps(entry)

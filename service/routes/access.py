@@ -27,6 +27,8 @@ class Caller:
     here: Context
     tenant: str
     scopes: frozenset[str]
+    key: str = ""
+    """The id of the key; empty on an open server."""
     name: str = ""
 
     def job(self, job_id: str) -> Job:
@@ -49,6 +51,11 @@ class Caller:
 
 def identify(request: Request, here: Here) -> Caller:
     """The caller, or `Problem` 401. As long as no key was made, everybody on this machine is the one tenant."""
+    request.state.caller = caller = _find(request, here)
+    return caller
+
+
+def _find(request: Request, here: Context) -> Caller:
     if not here.keys.there_are():
         _only_from_here(request, here)
         return Caller(here, "default", frozenset(SCOPES))
@@ -56,7 +63,7 @@ def identify(request: Request, here: Here) -> Caller:
     key = here.keys.find(secret.strip()) if scheme.lower() == "bearer" else None
     if key is None:
         raise Problem(401, "unauthenticated", "Send a valid key: Authorization: Bearer etd_…", headers=_CHALLENGE)
-    return Caller(here, key.tenant, key.scopes, key.name)
+    return Caller(here, key.tenant, key.scopes, key.id, key.name)
 
 
 def _only_from_here(request: Request, here: Context) -> None:
@@ -72,7 +79,9 @@ def _reader(caller: Annotated[Caller, Depends(identify)]) -> Caller:
     return caller.need("jobs:read")
 
 
-def _writer(caller: Annotated[Caller, Depends(identify)]) -> Caller:
+def _writer(request: Request, here: Here) -> Caller:
+    request.state.changes = True  # so that it is in the audit log, however it is answered
+    caller = identify(request, here)
     wait = caller.here.limiter.wait(f"{caller.tenant} {caller.name}")
     if wait:
         detail = f"{caller.here.settings.rate} changes a minute are allowed here; try again in {wait:.0f} s."

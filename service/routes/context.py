@@ -13,7 +13,7 @@ from service import revisions
 from service.admission import Admission
 from service.extraction import Extractor
 from service.keys import Keys
-from service.limits import Limiter
+from service.limits import Limiter, Places
 from service.metrics import Latencies
 from service.outbox import Outbox
 from service.problems import Problem
@@ -35,6 +35,8 @@ class Context:
     keys: Keys
     outbox: Outbox
     limiter: Limiter
+    streams: Places
+    """Of open streams."""
     latencies: Latencies
     extractor: Extractor
     admission: Admission
@@ -43,7 +45,7 @@ class Context:
     scheduler_seen: Callable[[], float]
     """When the scheduler last worked."""
     publisher: Publisher | None
-    """Brings what runs publish to the bucket; none: there is no bucket."""
+    """Brings what runs publish to the bucket, and removes what is old; none: there is neither to do."""
     draining: bool = False
     """Set when the server is asked to go; open streams then end."""
     version: str = ""
@@ -92,6 +94,6 @@ def published(here: Context, run: rundir.RunDir, name: str) -> revisions.Revisio
         if problem.code == errors.RunFolderError.code:  # not kept any more by now, or damaged
             return None
         raise
-    if here.publisher is not None:
-        here.publisher.again(run.root.name)
+    if here.settings.artifacts:
+        (here.settings.revised / run.root.name).touch()
     return revisions.of_run(run)[f"step-{step}"]

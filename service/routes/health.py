@@ -63,6 +63,7 @@ def metrics(who: Operator) -> PlainTextResponse:
     workers = here.queue.workers()
     there = [worker for worker in workers if worker.there]
     total, free = sum(worker.slots for worker in there), sum(worker.free for worker in there)
+    publisher = here.publisher if here.settings.artifacts else None
     speed = 0.0
     for job in here.store.page(status=("running",), limit=500):
         step = tail.last_step(here.run(job).events)
@@ -79,7 +80,7 @@ def metrics(who: Operator) -> PlainTextResponse:
         *gauge("etd_webhooks_waiting", [({}, here.outbox.waiting())]),
         *gauge("etd_extraction_ready", [({}, here.extractor.ready)]),
         *gauge("etd_disk_free_bytes", [({}, shutil.disk_usage(here.settings.data_dir).free)]),
-        *(gauge("etd_unpublished_seconds", [({}, time.time() - here.publisher.up_to_date)]) if here.publisher else ()),
+        *(gauge("etd_unpublished_seconds", [({}, time.time() - publisher.up_to_date)]) if publisher else ()),
         *here.latencies.lines(),
     ]
     return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4; charset=utf-8")

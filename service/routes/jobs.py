@@ -67,6 +67,7 @@ async def create(
     )
     here.wake()
     tracing.concerns(job.id)
+    request.state.made = job.id
     content = await run_in_threadpool(job_json, here, job, prefix(request))
     behind = job.status == "extracting"
     headers = {"Location": content["links"]["self"]} | ({} if new else {"Idempotent-Replayed": "true"})
@@ -111,7 +112,7 @@ def show(job_id: str, request: Request, who: Reader) -> JSONResponse:
 @router.delete("/jobs/{job_id}", status_code=204, response_class=Response, responses=documented(401, 403, 404, 409))
 def delete(job_id: str, who: Writer) -> Response:
     """Forget a job that has ended or is paused, with its student, checkpoints and log."""
-    if not who.here.admission.discard(who.job(job_id)):
+    if not who.here.admission.discard(who.job(job_id).id):
         raise Problem(409, "not_now", "Only a job that has ended or is paused can be deleted; cancel it first.")
     return Response(status_code=204)
 

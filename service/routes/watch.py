@@ -7,10 +7,10 @@ import itertools
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
@@ -20,7 +20,7 @@ from etd_ds.contract import events
 from service import tail
 from service.problems import Problem, documented
 from service.routes import answers
-from service.routes.access import Reader, identify
+from service.routes.access import Caller, Reader, identify
 from service.routes.context import Context
 from service.status import ENDED
 from service.store import Job
@@ -38,11 +38,21 @@ _EVENTS: dict[int | str, dict[str, Any]] = {200: {"model": answers.Events, "cont
 _RAW = {"X-Accel-Buffering": "no", "X-Content-Type-Options": "nosniff"}
 
 
-@router.get("/jobs/{job_id}/events", responses=documented(401, 403, 404, 422) | _EVENTS)
+async def _until_sent() -> AsyncIterator[ExitStack]:
+    """What is put on it happens when the answer is sent, or its reader has gone."""
+    with ExitStack() as stack:
+        yield stack
+
+
+UntilSent = Annotated[ExitStack, Depends(_until_sent)]
+
+
+@router.get("/jobs/{job_id}/events", responses=documented(401, 403, 404, 422, 429) | _EVENTS)
 async def watch(
     job_id: str,
     request: Request,
     who: Reader,
+    until_sent: UntilSent,
     last_event_id: Annotated[str, Header(pattern=r"^[0-9]{0,12}$")] = "",
     after: Annotated[int, Query(ge=0, le=10**12)] = 0,
 ) -> Response:
@@ -58,26 +68,38 @@ async def watch(
     accepted = request.headers.get("accept", "")
     if "application/json" in accepted and "text/event-stream" not in accepted:
         return JSONResponse(await run_in_threadpool(_list, here, job, after))
+    _take_place(who, until_sent)
     return EventSourceResponse(_stream(request, here, job.id, after), headers=_RAW)
 
 
-@router.get("/jobs/{job_id}/log", response_class=PlainTextResponse, responses=documented(401, 403, 404, 422))
+@router.get("/jobs/{job_id}/log", response_class=PlainTextResponse, responses=documented(401, 403, 404, 422, 429))
 def log(
     job_id: str,
     request: Request,
     who: Reader,
+    until_sent: UntilSent,
     lines: Annotated[int, Query(ge=0, le=100_000)] = 1000,
     follow: bool = False,
 ) -> Response:
     """The last lines that launcher and trainer printed; with `follow`, also those to come, until the job has ended."""
     job = who.job(job_id)
     if follow:
+        _take_place(who, until_sent)
         return StreamingResponse(
             _follow(request, who.here, job, lines), media_type="text/plain; charset=utf-8", headers=_RAW
         )
     return PlainTextResponse(
         "".join(line + "\n" for line in tail.last_lines(who.here.run(job).log, lines, limit=_LOG_BYTES))
     )
+
+
+def _take_place(who: Caller, until_sent: ExitStack) -> None:
+    """Have this answer be one of the tenant's streams. Raises `Problem` 429."""
+    here = who.here
+    if not here.streams.take(who.tenant):
+        detail = f"{here.settings.streams} streams may be open at once here; end one, or ask without following."
+        raise Problem(429, "too_many_streams", detail)
+    until_sent.callback(here.streams.give_back, who.tenant)
 
 
 async def _follow(request: Request, here: Context, started: Job, lines: int) -> AsyncIterator[bytes]:

@@ -11,12 +11,12 @@ router = APIRouter(tags=["webhooks"])
 
 
 @router.get("/webhooks/secret", responses=documented(401, 403, 429))
-def secret(who: Writer) -> dict[str, str]:
+def webhook_secret(who: Writer) -> dict[str, str]:
     """The secret with which webhooks are signed by the Standard Webhooks scheme."""
     return {"secret": who.here.outbox.secret(who.tenant)}
 
 
 @router.post("/webhooks/secret", responses=documented(401, 403, 429))
-def renew(who: Writer) -> dict[str, str]:
+def new_webhook_secret(who: Writer) -> dict[str, str]:
     """A new secret, which signs from now on, also what waits to be sent again."""
     return {"secret": who.here.outbox.secret(who.tenant, new=True)}

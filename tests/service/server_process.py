@@ -6,9 +6,12 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import IO, Any
 
 from service.client import Client
 
@@ -25,6 +28,7 @@ class Server:
     client: Client = field(default_factory=Client)
     url: str = ""
     key: str = ""
+    _said: SimpleQueue[str | None] = field(default_factory=SimpleQueue)
 
     @property
     def cache(self) -> Path:
@@ -41,9 +45,11 @@ class Server:
     def launch(self, command: list[str]) -> Server:
         """Run a command that serves, until it listens."""
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        assert self.process.stderr is not None
+        self._said = SimpleQueue()
+        # all the time, or a server that has much to say would wait for its reader
+        threading.Thread(target=_listen, args=(self.process.stderr, self._said), daemon=True).start()
         said = []
-        for line in self.process.stderr:
+        for line in self.says():
             said.append(line)
             if "listening on " in line:
                 self.url = line.split("listening on ")[1].split(",")[0]
@@ -58,8 +64,14 @@ class Server:
         """Signal the server and wait for it; what it said on stderr since it listened."""
         assert self.process is not None
         self.process.send_signal(how)
-        said = self.process.communicate(timeout=60)[1]
-        return said
+        self.process.wait(timeout=60)
+        return "".join(self.says())
+
+    def says(self) -> Iterator[str]:
+        """Lines on stderr that were not read yet, and those to come until the server has ended."""
+        while (line := self._said.get()) is not None:
+            yield line
+        self._said.put(None)
 
     def behave(self, who: str, how: str) -> None:
         self.cache.mkdir(parents=True, exist_ok=True)
@@ -67,6 +79,13 @@ class Server:
 
     def run(self, job_id: str) -> Path:
         return self.root / "data" / "jobs" / job_id
+
+
+def _listen(stderr: IO[str], said: SimpleQueue[str | None]) -> None:
+    with stderr:
+        for line in stderr:
+            said.put(line)
+    said.put(None)
 
 
 def slots(api: Client) -> dict[str, int]:

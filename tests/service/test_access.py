@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import subprocess
 import sys
 import time
@@ -44,7 +46,7 @@ def guarded(tmp_path_factory):
     keys.revoke(key.id)
     secrets["gone"] = secret
     database.close()
-    server = Server(root, key=secrets["a"]).start()
+    server = Server(root, ("--log-json",), key=secrets["a"]).start()
     job = server.client.wait(server.client.create(SMALL, idempotency_key="k")["id"])
     yield server, secrets, job
     server.client.close()
@@ -139,6 +141,57 @@ def test_a_stream_ends_with_its_key(tmp_path, monkeypatch):
     assert asyncio.run(asyncio.wait_for(looks(), 30)) == 3
 
 
+def test_the_audit_log_has_every_change_that_is_asked_for(guarded):
+    server, secrets, job = guarded
+    a, nobody = server.client, Client(server.url, key="etd_nobodys")
+    with Client(server.url, key=secrets["b"]) as b, Client(server.url, key=secrets["reads"]) as reads:
+        a.list(), a.plan(SMALL), reads.get(job["id"])
+        made = a.create(SMALL)["id"]
+        a.wait(made)
+        assert status(lambda: a.create({})) == 422
+        asked = (nobody.cancel, reads.pause, b.resume)
+        assert [status(lambda ask=ask: ask(made)) for ask in asked] == [401, 403, 404]
+        assert (a.cancel(made)["status"], status(lambda: a.retry(made))) == ("succeeded", 409)
+        a._http.post("/v1/jobs/x%0a%1b/cancel")
+        a.delete(made)
+        a.webhook_secret(new=True)
+    nobody.close()
+    database = Database(f"sqlite:///{server.root / 'data' / 'service.db'}")
+    ids = {key.name: key.id for key in Keys(database).all()}
+    database.close()
+    of_a, wanted = ("a", ids["a"], "a"), []
+    wanted += [("create", 201, *of_a, made), ("create", 422, *of_a, None), ("cancel", 401, None, None, None, made)]
+    wanted += [("pause", 403, "a", ids["reads"], "reads", made), ("resume", 404, "b", ids["b"], "b", made)]
+    wanted += [("cancel", 200, *of_a, made), ("retry", 409, *of_a, made), ("cancel", 404, *of_a, "x\n\x1b")]
+    wanted += [("delete", 204, *of_a, made), ("new_webhook_secret", 200, *of_a, None)]
+    found, names = [], ("verb", "status", "tenant", "key", "key_name", "job")
+    for line in server.says():
+        entry = json.loads(line)
+        if entry["logger"] == "etd_jobs.audit":
+            found.append(tuple(entry[name] for name in names))
+            assert entry["message"].isprintable()
+            assert not any(secret in line for secret in secrets.values())
+            if found[-1] == wanted[-1]:
+                break
+    assert found[-len(wanted) :] == wanted
+
+
+def test_what_fails_inside_is_in_the_audit_log_and_the_metrics_too(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    app = create_app(Settings(data_dir=tmp_path, cache=tmp_path / "cache"))
+    monkeypatch.delattr(app.state.context, "store")
+
+    async def ask() -> int:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            return (await http.post("/jobs/job-1/cancel")).status_code
+
+    assert asyncio.run(ask()) == 500
+    (entry,) = [record.audit for record in caplog.records if hasattr(record, "audit")]
+    assert entry == {"verb": "cancel", "status": 500, "tenant": "default", "key": None, "key_name": None}
+    assert any('status="500"' in line for line in app.state.context.latencies.lines())
+
+
 def test_health_needs_no_key(guarded):
     server, _, _ = guarded
     assert httpx.get(f"{server.url}/healthz").status_code == 200
@@ -153,7 +206,8 @@ def test_an_open_server_answers_only_to_this_machines_names(server):
         assert http.post("/jobs", json=SMALL, headers={"Origin": "http://evil.example"}).status_code == 403
 
 
-def test_keys_are_made_listed_and_revoked_while_a_server_runs(server, capsys):
+def test_keys_are_made_listed_and_revoked_while_a_server_runs(server, capsys, caplog):
+    caplog.set_level(logging.INFO)
     server.start()
     data = ["--data-dir", str(server.root / "data")]
     assert server.client.list() == []
@@ -172,6 +226,10 @@ def test_keys_are_made_listed_and_revoked_while_a_server_runs(server, capsys):
     assert main(["keys", "create", "x", "--tenant", "A B", *data]) == 2
     assert main(["keys", "create", "x", "--days", "-1", *data]) == 2
     server.end()
+    said = [record.audit for record in caplog.records if hasattr(record, "audit")]
+    about = {"tenant": "default", "key": key_id, "key_name": "me"}
+    assert said == [{"verb": "key_create", "status": 201, **about}, {"verb": "key_revoke", "status": 200, **about}]
+    assert secret not in caplog.text
 
 
 def test_a_server_does_not_listen_elsewhere_without_keys(tmp_path):

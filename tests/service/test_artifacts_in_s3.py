@@ -18,6 +18,7 @@ from server_process import Server, until
 
 from etd_ds.contract import rundir
 from service.cli import main
+from service.client import ServiceError
 from service.storage import RECORD
 
 pytestmark = [
@@ -29,7 +30,7 @@ SMALL = {"layers": 3, "hidden": 192, "steps": 2}
 
 @pytest.fixture(scope="module")
 def kept(there, tmp_path_factory):
-    """A server that publishes, with a finished job: (server, job, its objects)."""
+    """A server that publishes, with a finished job: (server, job, what lists a job's objects)."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in there.environment.items():
             patch.setenv(name, value)
@@ -37,7 +38,7 @@ def kept(there, tmp_path_factory):
         server.start()
         job = server.client.wait(server.client.create(SMALL)["id"])
         client = s3fs.S3FileSystem(use_listings_cache=False)
-        yield server, job, lambda: [one for one in client.find(f"bucket/kept/{job['id']}") if one.count("/") > 2]
+        yield server, job, lambda job: [one for one in client.find(f"bucket/kept/{job['id']}") if one.count("/") > 2]
         server.end()
         server.client.close()
 
@@ -83,10 +84,18 @@ def test_clients_are_sent_to_the_bucket_and_get_what_was_published(kept, tmp_pat
     with files.open(f"{repo}/{name}", "rb") as file:
         file.seek(1000)
         assert file.read(9) == (folder / name).read_bytes()[1000:1009]
-    # a checkpoint that became a student after the job had ended is published too
-    hf_hub_download(repo, "config.json", revision="step-2", cache_dir=tmp_path / "hub", endpoint=endpoint, token=False)
+    assert objects(job)
+
+
+def test_what_another_server_makes_a_student_after_the_jobs_end_is_published_too(kept, tmp_path):
+    server, job, _ = kept
+    published(server, job)
+    other = Server(server.root, server.options).start()
+    hf_hub_download(job["hub"], "config.json", revision="step-2", cache_dir=tmp_path, endpoint=f"{other.url}/hf",
+                    token=False)  # fmt: skip
     published(server, job, "revisions/step-2/config.json")
-    assert objects()
+    other.end()
+    other.client.close()
 
 
 def test_the_bucket_is_enough_when_the_disk_was_cleared(kept, tmp_path):
@@ -152,9 +161,18 @@ def test_a_lost_disk_is_brought_back_from_database_and_bucket(kept, tmp_path, ca
     assert (first, second > 0) == (0, True)
 
 
-def test_deleted_jobs_leave_no_objects(kept):
+def test_jobs_that_are_deleted_or_too_old_leave_no_objects(kept):
     server, job, objects = kept
-    published(server, job)
-    server.client.delete(job["id"])
-    assert objects() == []
-    assert not list((server.root / "data" / "incoming").iterdir())
+    other = server.client.wait(server.client.create(SMALL)["id"])
+    for one in (job, other):
+        published(server, one)
+    server.client.delete(other["id"])
+    assert (objects(other), bool(objects(job))) == ([], True)
+    server.end()
+    server.start("--keep-days", "0.00001")
+    assert any(f"{job['id']} ended" in line for line in server.says())
+    assert objects(job) == []
+    left = {path.name for path in (server.root / "data").glob("*/*")}
+    assert not left & {f"{gone}{one['id']}" for one in (job, other) for gone in ("", "gone-")}
+    with pytest.raises(ServiceError, match="no such job"):
+        server.client.get(job["id"])

@@ -110,7 +110,15 @@ def test_what_cannot_be_is_refused_before_anything_is_made(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "words", ["serve --data-dir d --quota -1", "serve --data-dir d --grace soon", "list --label a", "list --status new"]
+    "words",
+    [
+        "serve --data-dir d --quota -1",
+        "serve --data-dir d --streams many",
+        "serve --data-dir d --keep-days -1",
+        "serve --data-dir d --grace soon",
+        "list --label a",
+        "list --status new",
+    ],
 )
 def test_a_flag_that_cannot_be_read_is_named(capsys, words):
     with pytest.raises(SystemExit, match="2"):

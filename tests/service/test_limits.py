@@ -8,7 +8,7 @@ import pytest
 from server_process import Server, until
 
 from service.client import ServiceError
-from service.limits import Limiter
+from service.limits import Limiter, Places
 
 SMALL = {"layers": 3, "hidden": 192, "steps": 3}
 
@@ -27,6 +27,15 @@ def test_a_bucket_empties_and_fills():
 def test_no_limit():
     limiter = Limiter(0)
     assert not any(limiter.wait("a", 0.0) for _ in range(1000))
+
+
+def test_places_are_each_tenants_own():
+    places = Places(2)
+    assert [places.take("a") for _ in range(3)] == [True, True, False]
+    assert places.take("b")
+    places.give_back("a")
+    assert [places.take("a") for _ in range(2)] == [True, False]
+    assert all(Places(0).take("a") for _ in range(1000))
 
 
 def refused(call) -> ServiceError:
@@ -56,6 +65,28 @@ def test_a_tenant_has_so_many_unfinished_jobs(server: Server):
     server.behave("go", "")
     server.client.wait(job["id"])
     server.client.wait(server.client.create(SMALL)["id"])
+
+
+def test_so_many_streams_may_be_open(server: Server):
+    server.start("--streams", "2")
+    server.behave("trainer", "wait")
+    job = server.client.create(SMALL)
+    watching, log = server.client.events(job["id"]), server.client.follow_log(job["id"])
+    next(watching)
+    next(log)
+    full = server.client._http.get(f"/jobs/{job['id']}/events")
+    assert (full.status_code, full.json()["code"]) == (429, "too_many_streams")
+    assert int(full.headers["retry-after"]) > 0
+    assert refused(lambda: next(server.client.follow_log(job["id"]))).status == 429
+    # what is answered at once is no stream
+    assert server.client._http.get(f"/jobs/{job['id']}/events", headers={"Accept": "application/json"}).is_success
+    assert server.client.log(job["id"])
+    log.close()
+    assert next(server.client.events(job["id"])), "whose reader has gone is closed, and a client waits for its place"
+    server.behave("go", "")
+    assert list(watching)[-1]["status"] == "succeeded"
+    for _ in range(3):
+        assert list(server.client.events(job["id"])), "one that has ended is closed"
 
 
 def test_requests_at_the_same_time_do_not_pass_a_quota_together(server: Server):

@@ -86,7 +86,7 @@ def test_a_private_address_behind_a_name_is_never_called(server: Server):
     with Receiver() as receiver:
         server.start("--webhook-backoff", "0.05")
         server.client.create(SMALL | {"webhook": f"https://localhost:{receiver.port}/"})
-        assert any("not public" in line for line in server.process.stderr)
+        assert any("not public" in line for line in server.says())
         assert receiver.more == 0
 
 
