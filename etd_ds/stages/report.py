@@ -49,7 +49,7 @@ def write(found: Findings, into: Path) -> list[Path]:
 
 
 def summary(found: Findings, only: Sequence[str] = ()) -> str:
-    """One Markdown table of all rows, or of some: held-out loss, how soon as good as the baseline, downstream scores."""
+    """One Markdown table, of all rows or some: held-out loss, how soon as good as the baseline, downstream scores."""
     reach = found.asked.recipes.beyond.reach if found.asked.recipes.beyond else None
     rows = []
     for row in found.asked.recipes.runnable():
