@@ -59,6 +59,8 @@ def main() -> int:
             "1",
             "--cache",
             str(root / "cache"),
+            "--streams",
+            "0",
             "--trainer-command",
             f"{itself} {BUSY}",
         ]

@@ -188,6 +188,7 @@ def serve(settings: Settings) -> None:
         app,
         host=settings.host,
         port=settings.port,
+        log_config=None,  # so that what it says has the form of our lines
         log_level="warning",
         timeout_graceful_shutdown=10,
         server_header=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import queue
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from etd_ds.contract import events, launch, rundir, spec
-from service import tracing
+from service import tail, tracing
 from service.problems import Problem, of_error
 from service.settings import Settings, inherited
 
@@ -176,13 +177,16 @@ class Extractor:
             env=inherited() | {"PYTHONPATH": str(launch.REPOSITORY), "TOKENIZERS_PARALLELISM": "false"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
+            start_new_session=True,  # Ctrl-C is for the server, which knows what to do with an extraction
         )
         self._said = queue.Queue()
         self._ready.clear()
         self._process = process
         threading.Thread(target=self._listen, args=(process, self._said, began), daemon=True).start()
+        threading.Thread(target=_repeat, args=(process,), daemon=True).start()
         return process
 
     def _listen(self, process: subprocess.Popen[str], said: queue.Queue[dict[str, Any] | None], began: float) -> None:
@@ -224,6 +228,15 @@ class Extractor:
         return Problem(
             503, "extraction_failed", "The extraction worker died; it is started again for the next request."
         )
+
+
+def _repeat(process: subprocess.Popen[str]) -> None:
+    """Log what the worker and its libraries print for people, so that it has the form of our lines."""
+    assert isinstance(process.stderr, io.TextIOWrapper)
+    process.stderr.reconfigure(newline="\n")  # of a progress bar only its last state is a line
+    for line in process.stderr:
+        if text := tail.shown(line.rstrip("\n")):
+            log.warning("the extraction worker says: %s", text)
 
 
 def _reporter(run: rundir.RunDir) -> Callable[[dict[str, Any]], None]:

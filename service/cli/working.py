@@ -126,6 +126,7 @@ def set_up_log(args: argparse.Namespace) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     if args.log_json:
         logging.getLogger().handlers[0].setFormatter(JsonLines())
+    logging.captureWarnings(True)
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 

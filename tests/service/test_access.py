@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 import subprocess
 import sys
 import time
@@ -174,6 +175,20 @@ def test_the_audit_log_has_every_change_that_is_asked_for(guarded):
             if found[-1] == wanted[-1]:
                 break
     assert found[-len(wanted) :] == wanted
+
+
+def test_whatever_there_is_to_say_is_a_json_line(guarded):
+    server = guarded[0]
+    with socket.create_connection((httpx.URL(server.url).host, httpx.URL(server.url).port)) as connection:
+        connection.sendall(b"\0\r\n\r\n")
+        connection.recv(1)
+    server.client.plan(SMALL)
+    wanted = {"Invalid HTTP request received.", "the extraction worker says: 99 %"}
+    for line in server.says():
+        wanted.discard(json.loads(line)["message"])
+        if not wanted:
+            break
+    assert not wanted
 
 
 def test_what_fails_inside_is_in_the_audit_log_and_the_metrics_too(tmp_path, monkeypatch, caplog):

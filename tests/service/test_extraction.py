@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import safetensors.numpy
 
@@ -57,6 +59,8 @@ def test_the_real_worker_checks_and_extracts(settings):
             extractor.revision(run, 8)
         assert (run.init / "model.safetensors").is_file()
         assert extractor.ready
+        assert extractor._process is not None
+        assert os.getsid(extractor._process.pid) != os.getsid(0), "Ctrl-C does not reach it"
     finally:
         extractor.close()
     with pytest.raises(Problem):

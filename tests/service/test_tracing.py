@@ -40,8 +40,9 @@ def test_requests_and_stages_are_traced(server: Server, monkeypatch: pytest.Monk
     stages = [by_name["job extraction"], by_name["job attempt"]]
     assert all(0 < span.start_time_unix_nano <= span.end_time_unix_nano for span in stages)
     (trace,) = {span.trace_id.hex() for span in stages}
-    lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
-    assert {line["trace_id"] for line in lines if line["job"] == job["id"]} == {trace}
+    lines = [json.loads(line) for line in said.splitlines()]
+    of_job = {(line["logger"], line["trace_id"]) for line in lines if line["job"] == job["id"]}
+    assert of_job == {("etd_jobs", trace), ("etd_jobs.audit", by_name["POST /v1/jobs"].trace_id.hex())}
 
 
 def test_asking_for_traces_without_the_packages_is_said_so(monkeypatch: pytest.MonkeyPatch):

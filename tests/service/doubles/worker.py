@@ -44,6 +44,7 @@ def main() -> None:
             elif asked["verb"] == "extract":
                 answer = extract(rundir.RunDir(Path(asked["run"])))
             else:
+                print("\x1b[31m1 %\r99 %", file=sys.stderr, flush=True)  # as libraries do
                 answer = plan(asked["job"])
             say({"id": asked["id"], "ok": answer})
         except errors.EtdError as error:
