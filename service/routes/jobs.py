@@ -33,7 +33,7 @@ def _answers(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     return {200: {"model": model}}
 
 
-_ASKED = documented(401, 403, 404, 409) | _answers(answers.Job)
+_ASKED = documented(401, 403, 404, 409, 429) | _answers(answers.Job)
 Label = Annotated[str, StringConstraints(pattern=r"^[^:]+:", max_length=500)]
 """NAME:VALUE"""
 Key = Annotated[str, Header(max_length=255, pattern=r"^[\x21-\x7e]*$")]
@@ -109,7 +109,9 @@ def show(job_id: str, request: Request, who: Reader) -> JSONResponse:
     return JSONResponse(job_json(who.here, who.job(job_id), prefix(request)))
 
 
-@router.delete("/jobs/{job_id}", status_code=204, response_class=Response, responses=documented(401, 403, 404, 409))
+@router.delete(
+    "/jobs/{job_id}", status_code=204, response_class=Response, responses=documented(401, 403, 404, 409, 429)
+)
 def delete(job_id: str, who: Writer) -> Response:
     """Forget a job that has ended or is paused, with its student, checkpoints and log."""
     if not who.here.admission.discard(who.job(job_id).id):

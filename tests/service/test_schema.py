@@ -11,12 +11,23 @@ import pytest
 from server_process import Server
 
 from service.admission import JobRequest
+from service.app import create_app
+from service.settings import Settings
 
 
 def test_limits_of_the_spec_are_in_the_schema():
     schema = JobRequest.model_json_schema()["properties"]
     assert (schema["layers"]["minimum"], schema["layers"]["maximum"]) == (1, 2**31 - 1)
     assert schema["learning_rate"]["exclusiveMinimum"] == 0
+
+
+def test_whatever_may_be_too_much_says_so(tmp_path):
+    paths = create_app(Settings(data_dir=tmp_path, cache=tmp_path / "cache")).openapi()["paths"]
+    found = {(verb, path) for path, ways in paths.items() for verb, way in ways.items() if "429" in way["responses"]}
+    job, secret = "/jobs/{job_id}", "/webhooks/secret"
+    wanted = {("post", "/jobs"), ("delete", job), ("get", secret), ("post", secret)}
+    wanted |= {("post", f"{job}/{ask}") for ask in ("cancel", "pause", "resume", "retry")}
+    assert found == wanted | {("get", f"{job}/events"), ("get", f"{job}/log")}
 
 
 @pytest.mark.slow
