@@ -57,6 +57,8 @@ class Hardware:
     fp16: bool
     compiler: bool = False
     """Whether DeepSpeed's own Adams are compiled, or can be here."""
+    triton: bool = True
+    """Whether Triton's kernels can be launched here."""
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -169,6 +171,12 @@ def check_compile(job: spec.JobSpec, config: Mapping[str, Any], hardware: Hardwa
         return
     if hardware.device == "cpu":
         raise errors.HardwareError("torch_compile: wanted a GPU, got a CPU, which it slows down", field="torch_compile")
+    if not hardware.triton:
+        raise errors.HardwareError(
+            "torch_compile: wanted Triton, a C compiler and Python's headers, which it asks for; install them (Debian: "
+            "gcc libc6-dev python3-dev), or leave torch_compile out",
+            field="torch_compile",
+        )
     if zero_stage(config) == 3 or job.shard_teacher:
         raise errors.EtdError(
             "torch_compile: wanted whole parameters, got ZeRO stage 3 or shard_teacher, which gather them module by "

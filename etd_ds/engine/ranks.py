@@ -17,6 +17,7 @@ import torch.distributed as dist
 from etd_ds.contract import errors
 from etd_ds.engine import adam
 from etd_ds.engine.config import Hardware
+from etd_ds.kernels import half
 
 # A peer that is silent for so long is gone: torch's own default is half an hour. A cut link is known within a minute.
 TIMEOUT = datetime.timedelta(seconds=50)
@@ -103,6 +104,7 @@ def hardware() -> Hardware:
         bf16=torch.cuda.is_bf16_supported(including_emulation=False),
         fp16=torch.cuda.get_device_capability() >= (7, 0),
         compiler=adam.compiled() or adam.compilable(),
+        triton=half.triton(),
     )
 
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import shutil
+import sysconfig
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -13,3 +19,11 @@ CAPABILITY = (8, 0)
 def serves(x: Tensor) -> bool:
     """Whether those kernels can take `x`."""
     return x.is_cuda and x.dtype in DTYPES and torch.cuda.get_device_capability(x.device) >= CAPABILITY
+
+
+@functools.cache
+def triton() -> bool:
+    """Whether Triton is here, and what it compiles its launcher by: a C compiler and Python's headers."""
+    compiler = shutil.which("gcc") or shutil.which("clang")
+    headers = Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")
+    return importlib.util.find_spec("triton") is not None and compiler is not None and headers.is_file()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import Tensor
 
@@ -14,7 +12,6 @@ from etd_ds.losses.packing import Segments
 
 # Added to scores of padding. Finite and the same for both sides: their difference there is 0, and not NaN.
 CLOSED = -1e30
-_TRITON = importlib.util.find_spec("triton") is not None
 # Of a head, for the Triton kernel: with 128 it takes more shared memory than many a GPU has (99 KiB).
 LARGEST = 64
 
@@ -26,7 +23,7 @@ def relation_kl_sum(q_s_TND: Tensor, k_s_TND: Tensor, q_t_TNE: Tensor, k_t_TNE: 
     """
     size = max(q_s_TND.shape[-1], q_t_TNE.shape[-1])
     # in fp32 the kernel would not fit into registers
-    if _TRITON and half.serves(q_s_TND) and size <= LARGEST and segments.keys == segments.lengths:
+    if half.serves(q_s_TND) and half.triton() and size <= LARGEST and segments.keys == segments.lengths:
         from etd_ds.kernels.relations import relation_kl
 
         with torch.no_grad():

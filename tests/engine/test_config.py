@@ -1,6 +1,7 @@
 """What may stand in a DeepSpeed config, and what comes from the spec."""
 
 import contextlib
+import dataclasses
 import json
 from pathlib import Path
 
@@ -134,6 +135,7 @@ ZERO3 = {"zero_optimization": {"stage": 3}}
     [
         ({}, ZERO1, H200, False),
         ({}, ZERO1, CPU, True),
+        ({}, ZERO1, dataclasses.replace(H200, triton=False), True),
         ({}, ZERO3, H200, True),
         ({"shard_teacher": True}, ZERO1, H200, True),
     ],
