@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -73,21 +74,15 @@ class Loop:
         step, longest = self.learners[0].progress.step, 0.0
         if step == 0:
             faulthandler.dump_traceback_later(FIRST_STEP, exit=True)
-            self._validate()
+            with self._in_memory(step):
+                self._validate()
         while step < self.rhythm.steps:
             # a rank that hangs (not in a collective, which has its own time-out) says where, and takes the job down
             patience = max(LEAST, LONGEST_STEPS * longest) if longest else FIRST_STEP
             faulthandler.dump_traceback_later(patience, exit=True)
             started = time.monotonic()
-            try:
+            with self._in_memory(step):
                 stopping = self._step(step)
-            except torch.OutOfMemoryError as error:
-                raise errors.HardwareError(
-                    f"micro_batch_size: {self.micro} sequences of up to {self.seq_length} tokens in one pass did not "
-                    f"fit into the GPU's memory at step {step + 1}; give fewer ({str(error).splitlines()[0]})",
-                    field="micro_batch_size",
-                    got=self.micro,
-                ) from error
             step += 1
             longest = max(longest, time.monotonic() - started)
             # validation and saving may take far longer than a step
@@ -103,6 +98,19 @@ class Loop:
                 faulthandler.cancel_dump_traceback_later()
                 raise Stopped(step)
         faulthandler.cancel_dump_traceback_later()
+
+    @contextlib.contextmanager
+    def _in_memory(self, step: int) -> Iterator[None]:
+        """Say what to change where a pass does not fit; before the first step that is one over held-out rows."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise errors.HardwareError(
+                f"micro_batch_size: {self.micro} sequences of up to {self.seq_length} tokens in one pass did not "
+                f"fit into the GPU's memory at step {step + 1}; give fewer ({str(error).splitlines()[0]})",
+                field="micro_batch_size",
+                got=self.micro,
+            ) from error
 
     def _step(self, step: int) -> bool:
         """One optimizer step of every student; whether any rank was asked to stop."""

@@ -27,18 +27,16 @@ def test_only_steps_are_hurried_by_the_watchdog(monkeypatch):
     assert not armed
 
 
-def test_a_gpu_that_is_too_small_is_said_with_the_cure(monkeypatch):
-    def too_much(_):
+@pytest.mark.parametrize(("pass_", "done"), [("_validate", 0), ("_step", 4)])
+def test_a_gpu_that_is_too_small_is_said_with_the_cure(monkeypatch, pass_, done):
+    def too_much(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nSee the documentation")
 
     monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda *_, **__: None)
-    unused = dict.fromkeys(("pad_to", "ranks", "stream", "validation"))
-    one = loop.Loop(
-        [SimpleNamespace(progress=Progress(step=4))], loop.Rhythm(9, 1, 1), micro=64, seq_length=512, guide=too_much,
-        stop=SimpleNamespace(step=4), **unused,
-    )  # fmt: skip
-    monkeypatch.setattr(loop.Loop, "_step", lambda self, step: self.guide(step))
-    with pytest.raises(
-        errors.HardwareError, match=r"micro_batch_size: 64 .* at step 5; .*Tried to allocate 9 GiB\.\)$"
-    ):
+    unused = dict.fromkeys(("pad_to", "ranks", "guide", "stream", "validation"))
+    learner, rhythm = SimpleNamespace(progress=Progress(step=done)), loop.Rhythm(9, 1, 1)
+    one = loop.Loop([learner], rhythm, micro=64, seq_length=512, **unused, stop=SimpleNamespace(step=done))
+    monkeypatch.setattr(loop.Loop, pass_, too_much)
+    said = rf"micro_batch_size: 64 .* at step {done + 1}; .*Tried to allocate 9 GiB\.\)$"
+    with pytest.raises(errors.HardwareError, match=said):
         one.run()
