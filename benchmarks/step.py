@@ -118,7 +118,7 @@ def report(title: str, case: Case, samples: dict[str, measure.Sample], most: flo
     for name, sample in samples.items():
         share = case.matmul_flops() / sample.median / most
         print(
-            f"{name:26}{sample.median:8.3f}{min(sample.seconds):8.3f}{max(sample.seconds):8.3f}"
+            f"{name:26}{sample.median:8.4f}{min(sample.seconds):8.4f}{max(sample.seconds):8.4f}"
             f"{baseline.median / sample.median:7.2f}×{sample.peak_bytes / 1e6:9.0f}{case.tokens / sample.median:10.0f}"
             f"{share:10.0%}{notes.get(name, '')}"
         )
