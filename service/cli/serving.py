@@ -195,6 +195,7 @@ def _run_list_keys(args: argparse.Namespace) -> int:
 def _run_revoke_key(args: argparse.Namespace) -> int:
     key = _open_keys(args).revoke(args.key)
     if key is None:
+        audit.note("key_revoke", 404, tenant=None, key=args.key, name=None)
         raise errors.EtdError(f"there is no key {args.key!r}", got=args.key)
     audit.note("key_revoke", 200, tenant=key.tenant, key=key.id, name=key.name)
     print(f"{args.key} is revoked")
