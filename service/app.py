@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import socket
 from collections.abc import AsyncIterator
@@ -42,6 +43,14 @@ from service.store import Store
 from service.webhooks import Sender
 
 log = logging.getLogger("etd_jobs")
+
+_KEEPALIVE = (
+    ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 60),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL), 15),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPCNT), 4),
+)
+"""Connections have it from the socket that listens: a reader that is gone without a word is noticed in two minutes."""
 
 _TELEMETRY: TelemetryConfig = {
     "auto_configure": False,
@@ -179,6 +188,8 @@ def serve(settings: Settings) -> None:
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             for server in self.servers:
+                for one, (option, value) in itertools.product(server.sockets, _KEEPALIVE):
+                    one.setsockopt(*option, value)
                 host, port = server.sockets[0].getsockname()[:2]
                 log.info(
                     "listening on http://%s:%s, data in %s, %s slots", host, port, settings.data_dir, settings.slots

@@ -49,7 +49,7 @@ class Latencies:
 
 
 class AnswerMiddleware:
-    """Tells of every answer: what it answers, its status, and the seconds until its first byte."""
+    """Tells of every answer: the request's scope, the status, and the seconds until its first byte."""
 
     def __init__(self, app: ASGIApp, tell: Sequence[Callable[[Scope, int, float], None]]) -> None:
         self._app = app

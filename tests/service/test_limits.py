@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 
+import httpx
 import pytest
 from server_process import Server, until
 
@@ -67,6 +69,14 @@ def test_a_tenant_has_so_many_unfinished_jobs(server: Server):
     server.client.wait(server.client.create(SMALL)["id"])
 
 
+def kept_alive(server: Server) -> int:
+    """The server's connections on which the system asks, when they are silent, whether anybody is still there."""
+    port = f"{httpx.URL(server.url).port:04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+    # established, with the keepalive timer set
+    return sum(row[1].endswith(f":{port}") and row[3] == "01" and row[5].startswith("02:") for row in rows)
+
+
 def test_so_many_streams_may_be_open(server: Server):
     server.start("--streams", "2")
     server.behave("trainer", "wait")
@@ -74,6 +84,7 @@ def test_so_many_streams_may_be_open(server: Server):
     watching, log = server.client.events(job["id"]), server.client.follow_log(job["id"])
     next(watching)
     next(log)
+    assert kept_alive(server) >= 2, "readers that vanish without a word do not keep their places for ever"
     full = server.client._http.get(f"/jobs/{job['id']}/events")
     assert (full.status_code, full.json()["code"]) == (429, "too_many_streams")
     assert int(full.headers["retry-after"]) > 0
