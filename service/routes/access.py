@@ -82,9 +82,9 @@ def _reader(caller: Annotated[Caller, Depends(identify)]) -> Caller:
 def _writer(request: Request, here: Here) -> Caller:
     request.state.changes = True  # so that it is in the audit log, however it is answered
     caller = identify(request, here)
-    wait = caller.here.limiter.wait(f"{caller.tenant} {caller.name}")
+    wait = here.limiter.wait(caller.key or caller.tenant)
     if wait:
-        detail = f"{caller.here.settings.rate} changes a minute are allowed here; try again in {wait:.0f} s."
+        detail = f"{here.settings.rate} changes a minute are allowed here; try again in {wait:.0f} s."
         raise Problem(429, "too_fast", detail, headers={"Retry-After": str(math.ceil(wait))})
     return caller.need("jobs:write")
 
