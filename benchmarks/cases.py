@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from transformers import BertConfig, BertModel
 
 from benchmarks import peers
 from etd_ds.bert.encoder import Packed
-from etd_ds.distill.module import Distiller
+from etd_ds.distill.module import Distiller, Guide
 from etd_ds.losses import OBJECTIVES, Segments, Wanted
 
 
@@ -50,6 +51,11 @@ class Case:
     distiller: Distiller
     padded: peers.Padded
     packed: Packed
+
+    @functools.cached_property
+    def guide(self) -> Guide:
+        """The teacher as our trainer holds it, made once."""
+        return Guide(self.teacher, self.distiller.objective)
 
     @property
     def tokens(self) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks import measure, peers
 from benchmarks.cases import SHAPES, SIZES, Case, Size, make_case
 from etd_ds.distill.inputs import totals
-from etd_ds.distill.module import Distiller, Guide
+from etd_ds.distill.module import Distiller
 from etd_ds.kernels.linear import linear
 
 LOSS_GATE, GRADIENT_GATE = 1e-5, 1e-4
@@ -43,7 +43,8 @@ class Truth(NamedTuple):
 
 def ours(case: Case, students: Iterable[Distiller], *, compiled: bool = False) -> Tensor:
     """Our step: one teacher forward, then each student's loss and gradients."""
-    taps = Guide(case.teacher, case.distiller.objective, compiled=compiled)(case.packed)
+    case.guide.compiled = compiled
+    taps = case.guide(case.packed)
     means = totals([case.packed])
     for student in students:
         student.compiled = compiled
