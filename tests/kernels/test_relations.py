@@ -35,7 +35,7 @@ def test_in_the_interpreter_it_gives_the_loss_and_gradients_of_the_definition():
 @pytest.mark.slow
 def test_it_compiles_for_every_gpu_and_fits_into_it(tmp_path):
     found = _printed("compiled_ahead.py", TRITON_CACHE_DIR=str(tmp_path))
-    assert len(found) == 27
+    assert len(found) == 21
     # of a block, where there is least: compute capability 8.6, 8.9 and 12.0
     assert all(usage["shared"] <= 99 * 1024 for usage in found.values()), found
     assert all(usage["stack"] <= 16 for usage in found.values()), found  # bytes that do not fit into registers
