@@ -37,20 +37,26 @@ class Sample:
 def interleaved(
     contenders: Mapping[str, Callable[[], object]], repetitions: int, *, gpu: bool = False
 ) -> dict[str, Sample]:
-    """Run all contenders in turn, `repetitions` times after one round that warms up and measures memory."""
-    peaks = {name: (_allocated_by if gpu else _peak_of)(work) for name, work in contenders.items()}
-    cpu: dict[str, list[float]] = {name: [] for name in contenders}
-    wall: dict[str, list[float]] = {name: [] for name in contenders}
+    """Run all contenders in turn, `repetitions` times after one round that warms up and measures memory.
+
+    One that does not fit into the GPU's memory is left out.
+    """
+    peaks: dict[str, int] = {}
+    for name, work in contenders.items():
+        with suppress(torch.OutOfMemoryError):
+            peaks[name] = (_allocated_by if gpu else _peak_of)(work)
+    cpu: dict[str, list[float]] = {name: [] for name in peaks}
+    wall: dict[str, list[float]] = {name: [] for name in peaks}
     for _ in range(repetitions):
-        for name, work in contenders.items():
+        for name in peaks:
             gc.collect()
             _finish(gpu)
             started, wall_started = time.process_time(), time.perf_counter()
-            work()
+            contenders[name]()
             _finish(gpu)
             cpu[name].append(time.process_time() - started)
             wall[name].append(time.perf_counter() - wall_started)
-    return {name: Sample(cpu[name], wall[name], peaks[name], gpu) for name in contenders}
+    return {name: Sample(cpu[name], wall[name], peaks[name], gpu) for name in peaks}
 
 
 def _finish(gpu: bool) -> None:

@@ -3,13 +3,15 @@
 First a gate: every contender's loss and gradients against an fp64 reference; no ratio is printed if one fails. Then all
 contenders in turn in one process: medians of CPU seconds on one thread (with a GPU: of wall seconds), their minimum and
 maximum, ratios, peak memory, and the share of what plain matrix products reach in the same run. All that is exact comes
-first, bf16 in tables of its own, with its errors; last, what each of K students costs that share a teacher.
+first, bf16 in tables of its own, with its errors; last, what each of K students costs that share a teacher. Who does
+not fit into a GPU's memory has no row.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import math
 import platform
 import statistics
 from collections.abc import Callable, Iterable
@@ -114,13 +116,13 @@ def ceiling(dtype: torch.dtype, *, gpu: bool) -> float:
 def report(title: str, case: Case, samples: dict[str, measure.Sample], most: float, notes: dict[str, str]) -> None:
     """One table; ratios are against the first row that is a baseline."""
     unit = "wall s" if next(iter(samples.values())).gpu else "CPU s"
-    baseline = next(sample for name, sample in samples.items() if name.startswith(BASELINE))
+    baseline = next((sample.median for name, sample in samples.items() if name.startswith(BASELINE)), math.nan)
     print(f"\n{title}\n{'':26}{unit:>8}{'min':>8}{'max':>8}{'ratio':>8}{'peak MB':>9}{'tokens/s':>10}{'of matmul':>10}")
     for name, sample in samples.items():
         share = case.matmul_flops() / sample.median / most
         print(
             f"{name:26}{sample.median:8.4f}{min(sample.seconds):8.4f}{max(sample.seconds):8.4f}"
-            f"{baseline.median / sample.median:7.2f}×{sample.peak_bytes / 1e6:9.0f}{case.tokens / sample.median:10.0f}"
+            f"{baseline / sample.median:7.2f}×{sample.peak_bytes / 1e6:9.0f}{case.tokens / sample.median:10.0f}"
             f"{share:10.0%}{notes.get(name, '')}"
         )
 

@@ -60,10 +60,22 @@ def test_the_arithmetic_is_what_torch_counts():
 
 def test_a_row_is_printed_for_every_contender(capsys):
     case = cases.make_case(TINY, cases.Shape(2, 16, 1.0), "last_layer")
-    samples = measure.interleaved(step.contenders(case, "last_layer"), 1)
-    step.report("title", case, samples, 1e9, {})
+    steps = step.contenders(case, "last_layer")
+    step.report("title", case, measure.interleaved(steps, 1), 1e9, {})
     printed = capsys.readouterr().out
-    assert all(name in printed for name in samples)
+    assert all(name in printed for name in steps)
+
+
+def test_who_does_not_fit_into_memory_has_no_row(capsys):
+    def too_much():
+        raise torch.OutOfMemoryError
+
+    case = cases.make_case(TINY, cases.Shape(2, 16, 1.0), "last_layer")
+    steps = step.contenders(case, "last_layer") | {step.BASELINE: too_much}
+    step.report("title", case, measure.interleaved(steps, 1), 1e9, {})
+    printed = capsys.readouterr().out
+    assert step.OURS in printed
+    assert step.BASELINE not in printed
 
 
 def test_a_gpu_that_is_not_there_is_refused():
