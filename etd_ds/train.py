@@ -97,6 +97,8 @@ def _train(runs: list[rundir.RunDir], args: argparse.Namespace, stop: Stop, atte
         distill.check(runs, ds_config=args.ds_config, world_size=world_size)
     joined = ranks.join()
     settings = distill.check(runs, ds_config=args.ds_config, world_size=world_size)
+    if settings.job.torch_compile:
+        ranks.wait_for_compilers()
     _tell(
         joined.rank,
         f"training on {joined.device.type} with {joined.world_size} rank{'s' * (joined.world_size > 1)} in "

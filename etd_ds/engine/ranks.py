@@ -114,7 +114,7 @@ def join() -> Ranks:
 
     # DeepSpeed calls names that torch 2.13 has renamed: nothing that a user could change
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    _bound_further_groups()
+    _bound_further_groups(TIMEOUT)
     local_rank = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
@@ -136,10 +136,17 @@ def join() -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, device)
 
 
-def _bound_further_groups() -> None:
+def wait_for_compilers() -> None:
+    """Let collectives wait as long as a start may take: torch.compile works in the first passes, on one machine for
+    minutes and on another, whose cache has everything, not at all."""
+    _bound_further_groups(START)
+    dist.distributed_c10d._set_pg_timeout(START)
+
+
+def _bound_further_groups(limit: datetime.timedelta) -> None:
     """DeepSpeed makes groups of its own for ZeRO's collectives: these take a default, of which NCCL has its own."""
     for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
-        setattr(dist.distributed_c10d, name, TIMEOUT)
+        setattr(dist.distributed_c10d, name, limit)
 
 
 def is_loss_of_peers(error: BaseException) -> bool:
