@@ -52,10 +52,14 @@ class ObjectStore:
         with (self.folder / "log").open("ab") as out:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         deadline = time.monotonic() + 60
-        while not self._up():
-            assert self.process.poll() is None, (self.folder / "log").read_text()[-3000:]
-            assert time.monotonic() < deadline, (self.folder / "log").read_text()[-3000:]
-            time.sleep(0.1)
+        try:
+            while not self._up():
+                assert self.process.poll() is None, (self.folder / "log").read_text()[-3000:]
+                assert time.monotonic() < deadline, (self.folder / "log").read_text()[-3000:]
+                time.sleep(0.1)
+        except BaseException:
+            self.end()
+            raise
         return self
 
     def end(self) -> None:
