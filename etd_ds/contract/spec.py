@@ -144,7 +144,7 @@ class JobSpec(BaseModel):
     checkpoint_every: Count = 500
     """Steps between checkpoints."""
     keep_checkpoints: Count = 3
-    """How many of the newest checkpoints are kept."""
+    """How many of the newest checkpoints are kept; what interruptions left counts apart."""
     validate_every: Count = 500
     """Steps between measurements of the held-out loss."""
     log_every: Count = 10

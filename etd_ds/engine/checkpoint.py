@@ -48,8 +48,18 @@ class Found(NamedTuple):
         return safetensors.torch.load_file(self.path / STATE)
 
 
-def save(folder: Path, progress: Progress, state: Mapping[str, Tensor], *, keep: int, guard: Callable[[], None]) -> str:
-    """Publish a checkpoint and forget all but the newest `keep` up to it. `guard` may forbid it at the last moment.
+def save(
+    folder: Path,
+    progress: Progress,
+    state: Mapping[str, Tensor],
+    *,
+    keep: int,
+    every: int = 1,
+    guard: Callable[[], None],
+) -> str:
+    """Publish a checkpoint; forget all up to it but the newest `keep`, and the newest `keep` at multiples of `every`.
+
+    So what interruptions leave crowds out no other. `guard` may forbid the publication at the last moment.
 
     Killed at any moment it leaves either the whole checkpoint or none, and those before it.
     """
@@ -62,8 +72,11 @@ def save(folder: Path, progress: Progress, state: Mapping[str, Tensor], *, keep:
         guard()
     rundir.publish_json(folder / LATEST, {"name": name})
     # later steps are of an earlier attempt and were passed over: they must not crowd out the one just written
-    for old in [path for step, path in _newest_first(folder) if step <= progress.step][keep:]:
-        shutil.rmtree(old)
+    upto = [(step, path) for step, path in _newest_first(folder) if step <= progress.step]
+    kept = {*upto[:keep], *[found for found in upto if found[0] % every == 0][:keep]}
+    for found in upto:
+        if found not in kept:
+            shutil.rmtree(found[1])
     return name
 
 

@@ -103,7 +103,7 @@ class Downstream(_Strict):
 
 
 class ScoreCurves(_Strict):
-    """Which tasks are scored during training too, after which steps; 0 is the student before it."""
+    """Which tasks are scored during training too, after which steps before the last; 0 is the student before it."""
 
     tasks: tuple[str, ...]
     steps: tuple[int, ...]
@@ -207,15 +207,15 @@ class Recipes(_Strict):
 
 
 def _check_kept(scale: str, curves: ScoreCurves, job: spec.JobSpec) -> None:
-    """Raise `ValueError` if a step to be scored leaves no checkpoint behind."""
+    """Raise `ValueError` if a step to be scored is not before the last, or leaves no checkpoint behind."""
     tasks.named(list(curves.tasks))
     if job.steps is None:
         raise ValueError(f"{scale}: score_curves wants a schedule in steps, not epochs")
     saved = [*range(job.checkpoint_every, job.steps, job.checkpoint_every), job.steps]
-    if lacking := set(curves.steps) - {0, *saved[-job.keep_checkpoints :]}:
+    if lacking := set(curves.steps) - {0, *saved[-job.keep_checkpoints : -1]}:
         raise ValueError(
-            f"{scale}: score_curves.steps: no checkpoint is kept of {', '.join(map(str, sorted(lacking)))}; mend "
-            "checkpoint_every or keep_checkpoints"
+            f"{scale}: score_curves.steps: before the last step no checkpoint is kept of "
+            f"{', '.join(map(str, sorted(lacking)))}; mend checkpoint_every or keep_checkpoints"
         )
 
 

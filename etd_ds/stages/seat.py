@@ -51,6 +51,6 @@ class Seat:
         """Publish a checkpoint and say so (rank 0)."""
         assert self.attempt is not None
         whole = progress.model_copy(update={"scalars": dict(scalars)})
-        keep, guard = self.job.keep_checkpoints, self.attempt.guard
-        name = checkpoint.save(self.run.checkpoints, whole, state, keep=keep, guard=guard)
+        keep, every = self.job.keep_checkpoints, self.job.checkpoint_every
+        name = checkpoint.save(self.run.checkpoints, whole, state, keep=keep, every=every, guard=self.attempt.guard)
         self.say(events.Checkpoint(step=progress.step, name=name))

@@ -32,6 +32,12 @@ def test_only_the_newest_are_kept(tmp_path):
     assert "step-00000010" in (tmp_path / checkpoint.LATEST).read_text()
 
 
+def test_what_interruptions_leave_crowds_out_none_of_the_others(tmp_path):
+    for step in (100, 194, 195, 200, 300):
+        checkpoint.save(tmp_path, checkpoint.Progress(step=step), STATE, keep=3, every=100, guard=lambda: None)
+    assert sorted(int(path.name[5:]) for path in tmp_path.glob("step-*")) == [100, 195, 200, 300]
+
+
 def test_the_one_just_written_is_kept_beside_later_ones(tmp_path):
     for step in (2000, 2500, 3000):
         _save(tmp_path, step)

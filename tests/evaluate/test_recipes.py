@@ -100,6 +100,7 @@ rows:
         (("tasks: []", "tasks: [rte]"), "wanted sst2"),
         (("steps: 2", "steps: 2, validation_sequences: 0"), "A: scale one measures no held-out loss"),
         (("seeds: [0]", "score_curves: {tasks: [sst2], steps: [0, 1]}, seeds: [0]"), "no checkpoint is kept of 1"),
+        (("seeds: [0]", "score_curves: {tasks: [sst2], steps: [2]}, seeds: [0]"), "no checkpoint is kept of 2"),
         (("seeds: [0]", "score_curves: {tasks: [rte], steps: [2]}, seeds: [0]"), "wanted sst2"),
         (("seeds: [0]", "seeds: [x]"), "seeds.0: Input should be a valid integer"),
         (("title: T", "title: [T"), "is not YAML"),
